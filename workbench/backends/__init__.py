@@ -1,0 +1,1 @@
+"""How the operations run: the plain torch oracle, fast CPU kernels, TensorRT layers."""

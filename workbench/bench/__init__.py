@@ -1,0 +1,1 @@
+"""The object that a notebook holds: opens sessions and chooses the backend."""

@@ -1,0 +1,1 @@
+"""Files <-> weights: Hugging Face folders, the unified checkpoint, the embedded demo model."""

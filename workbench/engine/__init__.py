@@ -1,0 +1,1 @@
+"""TensorRT only: building, checking and running engines."""

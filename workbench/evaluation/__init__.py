@@ -1,0 +1,1 @@
+"""Measurements that return frames and print nothing: layer differences, perplexity, speed."""

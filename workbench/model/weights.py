@@ -1,0 +1,101 @@
+"""Weight types: each is exactly what a checkpoint stores for one layer. ``Ops.linear`` dispatches on the type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DenseWeight:
+    """A linear layer in its dtype: ``y = x @ weight.T + bias``.
+
+    Attributes:
+        weight: ``[out, in]`` float32, float16 or bfloat16.
+        bias: ``[out]`` of the same dtype, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """Weight-only INT8: ``y = x @ (weight * weight_scale[:, None]).T + bias``; activations stay in the dtype.
+
+    Attributes:
+        weight: ``[out, in]`` int8 in [-127, 127].
+        weight_scale: ``[out]`` float32.
+        bias: ``[out]`` in the model's dtype, or None.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SmoothQuantWeight:
+    """W8A8 with activations quantized per token at run time: int8 x int8 -> int32, then both scales, then the bias.
+
+    Attributes:
+        weight: ``[out, in]`` int8 in [-127, 127], smoothing already folded in.
+        weight_scale: ``[out]`` float32.
+        bias: ``[out]`` in the model's dtype, or None.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None = None
+
+
+LinearWeight = DenseWeight | Int8Weight | SmoothQuantWeight
+
+
+@dataclass(frozen=True)
+class KVScales:
+    """Scales of an INT8 KV cache, K taken after RoPE: ``real = integer * scale``. Each float32 ``[]`` or ``[kv_heads]``."""
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer. Rows of ``qkv``: all query heads, then key heads, then value heads; of ``gate_up``: gate, then up.
+
+    Attributes:
+        attention_norm, mlp_norm: RMSNorm weights ``[hidden]``.
+        qkv: ``[(heads + 2 * kv_heads) * head_dim, hidden]``.
+        o: ``[hidden, heads * head_dim]``.
+        gate_up: ``[2 * intermediate, hidden]``.
+        down: ``[hidden, intermediate]``.
+        kv_scales: present when the KV cache is INT8.
+    """
+
+    attention_norm: Tensor
+    qkv: LinearWeight
+    o: LinearWeight
+    mlp_norm: Tensor
+    gate_up: LinearWeight
+    down: LinearWeight
+    kv_scales: KVScales | None = None
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """What one rank holds. ``layers`` may be a lazy sequence that reads each layer when it is asked for.
+
+    Attributes:
+        layers: this stage's decoder layers.
+        embedding: ``[vocab, hidden]`` on the first stage, else None.
+        final_norm: ``[hidden]`` on the last stage, else None.
+        lm_head: ``[vocab, hidden]`` on the last stage, else None.
+    """
+
+    layers: Sequence[LayerWeights]
+    embedding: Tensor | None
+    final_norm: Tensor | None
+    lm_head: LinearWeight | None

@@ -1,0 +1,1 @@
+"""Who am I among the ranks: the mapping of layers and channels, and the communicators."""

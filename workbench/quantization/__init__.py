@@ -1,0 +1,1 @@
+"""Weights and ranges -> quantized weights."""
