@@ -38,6 +38,10 @@ class BuildError(WorkbenchError):
     """TensorRT refused a network."""
 
 
+class GateError(BuildError):
+    """A network that was checked and failed; the command line ends with exit code 1, as for every failed gate."""
+
+
 class Cancelled(Exception):  # noqa: N818 - a request, not an error
     """The user stopped a long job; what it had written is gone."""
 

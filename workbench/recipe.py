@@ -17,7 +17,7 @@ from typing import Any, ClassVar, get_args, get_type_hints
 from workbench.errors import RecipeError, nearest
 
 DTYPES = ("float32", "float16", "bfloat16")
-TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
+TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 SITES = ("attention.qkv", "attention.o", "mlp.gate_up", "mlp.down")
 _LINEAR_PATTERN = re.compile(r"lm_head|layers\.(\d+|\*)\.(\*|" + "|".join(map(re.escape, SITES)) + ")")
 

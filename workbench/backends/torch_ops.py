@@ -61,7 +61,8 @@ class TorchOps:
             case DenseWeight():
                 y = self._matmul(x, weight.weight)
             case Int8Weight():
-                y = self._matmul(x, weight.weight.to(self.accumulate) * weight.weight_scale.to(self.accumulate)[:, None])
+                dequantized = weight.weight.to(self.accumulate) * weight.weight_scale.to(self.accumulate)[:, None]
+                y = self._matmul(x, dequantized.to(self.dtype))
             case SmoothQuantWeight():
                 q, input_scale = quantize_per_token(x)
                 scales = input_scale.to(self.accumulate) * weight.weight_scale.to(self.accumulate)

@@ -19,7 +19,7 @@ from workbench.parallel.mapping import Mapping
 
 @dataclass(frozen=True)
 class Output(Generic[T]):
-    """What one forward pass yields: float32 logits ``[batch, seq or 1, vocab]`` on the last stage, and cache updates."""
+    """What one forward pass yields: float32 logits ``[batch, seq or 1, vocab]`` (last stage) and cache updates."""
 
     logits: T | None
     updates: list[CacheUpdate[T]]
@@ -42,28 +42,29 @@ class InternLM:
     def forward(self, ops: Ops[T], step: Step[T], caches: Sequence[LayerCache[T]]) -> Output[T]:
         """One pass over new tokens; ``caches`` has one entry per layer of this stage."""
         residual: T | None = None
-        hidden = self._enter(ops, step)
+        hidden = self.enter(ops, step)
         updates: list[CacheUpdate[T]] = []
         for index, layer, cache in zip(self.layer_indices, self.weights.layers, caches, strict=True):
-            hidden, residual, update = self._layer(ops, step, (index, layer, cache), (hidden, residual))
+            hidden, residual, update = self.layer(ops, step, (index, layer, cache), (hidden, residual))
             updates.append(update)
-        return Output(self._leave(ops, step, hidden, residual), updates)
+        return Output(self.leave(ops, step, hidden, residual), updates)
 
-    def _enter(self, ops: Ops[T], step: Step[T]) -> T:
+    def enter(self, ops: Ops[T], step: Step[T]) -> T:
+        """The residual stream that the first layer of this stage reads."""
         if self.weights.embedding is None:
             return ops.receive(step)
         hidden = ops.embedding(step.ids, self.weights.embedding)
         ops.tap("embedding", hidden)
         return hidden
 
-    def _layer(
+    def layer(
         self,
         ops: Ops[T],
         step: Step[T],
         layer: tuple[int, LayerWeights, LayerCache[T]],
         stream: tuple[T, T | None],
     ) -> tuple[T, T, CacheUpdate[T]]:
-        """``stream`` is (what the previous block adds, the residual before that); so is the result."""
+        """One decoder layer. ``stream`` and the result: (what the previous block adds, the residual before that)."""
         index, weights, cache = layer
         name = f"layers.{index}"
         eps = self.config.norm_epsilon
@@ -91,7 +92,7 @@ class InternLM:
         ops.tap(layer_tap(index, "mlp.down"), down)
         return down, residual, update
 
-    def _leave(self, ops: Ops[T], step: Step[T], hidden: T, residual: T | None) -> T | None:
+    def leave(self, ops: Ops[T], step: Step[T], hidden: T, residual: T | None) -> T | None:
         """Logits on the last stage; an earlier one hands its residual stream on."""
         final_norm, lm_head = self.weights.final_norm, self.weights.lm_head
         if final_norm is None or lm_head is None:

@@ -23,7 +23,9 @@ class DenseWeight:
 
 @dataclass(frozen=True)
 class Int8Weight:
-    """Weight-only INT8: ``y = x @ (weight * weight_scale[:, None]).T + bias``; activations stay in the dtype.
+    """Weight-only INT8: ``y = x @ dtype(weight * weight_scale[:, None]).T + bias``; activations stay in the dtype.
+
+    The dequantized weight is rounded to the activations' dtype, as a GEMM in that dtype reads it.
 
     Attributes:
         weight: ``[out, in]`` int8 in [-127, 127].
@@ -56,7 +58,7 @@ LinearWeight = DenseWeight | Int8Weight | SmoothQuantWeight
 
 @dataclass(frozen=True)
 class KVScales:
-    """Scales of an INT8 KV cache, K taken after RoPE: ``real = integer * scale``. Each float32 ``[]`` or ``[kv_heads]``."""
+    """Scales of an INT8 KV cache, K taken after RoPE: ``real = integer * scale``; float32 ``[]`` or ``[kv_heads]``."""
 
     key: Tensor
     value: Tensor
@@ -64,7 +66,7 @@ class KVScales:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer. Rows of ``qkv``: all query heads, then key heads, then value heads; of ``gate_up``: gate, then up.
+    """One decoder layer. Rows of ``qkv``: query heads, key heads, value heads; of ``gate_up``: gate, then up.
 
     Attributes:
         attention_norm, mlp_norm: RMSNorm weights ``[hidden]``.

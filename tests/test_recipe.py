@@ -1,0 +1,150 @@
+"""The recipe: what can be written reads back the same, what is illegal is refused in words that help."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.errors import RecipeError
+from workbench.recipe import DTYPES, SITES, TARGETS, BuildLimits, Int8WeightOnly, Recipe
+
+_names = st.one_of(
+    st.just("lm_head"),
+    st.builds("layers.{}.{}".format, st.one_of(st.just("*"), st.integers(0, 99)), st.sampled_from(["*", *SITES])),
+)
+_build = st.builds(
+    BuildLimits,
+    max_batch_size=st.integers(1, 512),
+    max_input_len=st.integers(1, 1 << 20),
+    max_output_len=st.integers(1, 1 << 20),
+    targets=st.lists(st.sampled_from(TARGETS), min_size=1, unique=True).map(tuple),
+)
+_quantized = st.builds(
+    Recipe,
+    model=st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20),
+    dtype=st.sampled_from(DTYPES),
+    weights=st.just(Int8WeightOnly()),
+    keep=st.lists(_names, max_size=4, unique=True).map(tuple),
+    build=_build,
+)
+recipes = st.one_of(
+    _quantized,
+    _quantized.map(
+        lambda recipe: dataclasses.replace(
+            recipe, weights=None, keep=tuple(name for name in recipe.keep if name == "lm_head")
+        )
+    ),
+)
+
+
+@given(recipes)
+def test_a_recipe_reads_back_from_its_dictionary_and_its_yaml(recipe: Recipe) -> None:
+    import yaml
+
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_a_recipe_reads_back_from_its_file(tmp_path: Path) -> None:
+    recipe = Recipe(model="模型/internlm", dtype="bfloat16", weights=Int8WeightOnly(), keep=("layers.*.mlp.down",))
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+def test_an_empty_file_is_the_default_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("# nothing chosen yet\n")
+    assert Recipe.load(tmp_path / "recipe.yaml") == Recipe()
+
+
+def test_a_recipe_says_only_what_differs_on_the_command_line() -> None:
+    assert Recipe().to_cli() == []
+    recipe = Recipe(model="m", weights=Int8WeightOnly(), build=BuildLimits(max_batch_size=2, targets=("sm89",)))
+    assert recipe.to_cli() == ["--model_dir", "m", "--weights", "int8", "--max_batch_size", "2", "--targets", "sm89"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "linear", "quantized"),
+    [
+        (("lm_head",), "lm_head", False),
+        (("lm_head",), "layers.3.mlp.down", True),
+        (("layers.*.mlp.down",), "layers.3.mlp.down", False),
+        (("layers.*.mlp.down",), "layers.3.mlp.gate_up", True),
+        (("layers.3.*",), "layers.3.attention.o", False),
+        (("layers.3.*",), "layers.33.attention.o", True),
+        ((), "lm_head", True),
+    ],
+)
+def test_keep_leaves_linears_in_dtype(keep: tuple[str, ...], linear: str, quantized: bool) -> None:
+    recipe = Recipe(weights=Int8WeightOnly(), keep=keep)
+    assert (recipe.weights_of(linear) is not None) == quantized
+
+
+def test_an_unquantized_recipe_quantizes_nothing() -> None:
+    assert Recipe().weights_of("layers.0.mlp.down") is None
+
+
+def test_sequence_length_is_prompt_and_output() -> None:
+    assert BuildLimits(max_input_len=30, max_output_len=12).max_seq_len == 42
+
+
+MESSAGES: list[tuple[Any, str]] = [
+    ({"dtpye": "float16"}, "the recipe has the unknown key 'dtpye'; allowed: model, dtype, weights, keep, build; "
+                           "did you mean 'dtype'?"),
+    ({"build": {"max_batchsize": 2}}, "build has the unknown key 'max_batchsize'; allowed: max_batch_size, "
+                                      "max_input_len, max_output_len, targets; did you mean 'max_batch_size'?"),
+    ({"weights": {"kind": "int8", "group": 64}}, "weights of kind int8 has the unknown key 'group'"),
+    ({"weights": {"kind": "int9"}}, "weights.kind is 'int9'; allowed: int8; did you mean 'int8'?"),
+    ({"weights": "int8"}, "weights is 'int8'; allowed: null or a mapping with 'kind'; write weights: {kind: int8}"),
+    ({"weights": {"bits": 8}}, "weights is {'bits': 8}; allowed: null or a mapping with 'kind'"),
+    ({"dtype": "bfloat"}, "dtype is 'bfloat'; allowed: float32, float16, bfloat16; did you mean 'bfloat16'?"),
+    ({"dtype": 16}, "dtype is 16; allowed: a text"),
+    ({"keep": "lm_head"}, "keep is 'lm_head'; allowed: a list of names"),
+    ({"keep": [1]}, "keep is [1]; allowed: a list of names"),
+    ({"keep": ["layers.0.mlp.gate"]}, "keep names 'layers.0.mlp.gate', which is no linear layer; allowed: lm_head, "
+                                      "layers.N.SITE or layers.*.SITE"),
+    ({"keep": ["layers.0.mlp.down"]}, "keep is ['layers.0.mlp.down'] but weights is not quantized, so there is "
+                                      "nothing to keep layers out of; set weights.kind, or remove keep"),
+    ({"build": {"max_input_len": 0}}, "build.max_input_len is 0; allowed: whole numbers from 1; raise it"),
+    ({"build": {"max_output_len": "many"}}, "build.max_output_len is 'many'; allowed: a whole number"),
+    ({"build": {"max_batch_size": True}}, "build.max_batch_size is True; allowed: a whole number"),
+    ({"build": {"targets": []}}, "build.targets is empty; allowed: sm80, sm86"),
+    ({"build": {"targets": ["sm98"]}}, "build.targets is 'sm98'; allowed: sm80, sm86, sm89, sm120, sm121; "
+                                       "did you mean"),
+    ({"build": [1]}, "build is list, not a mapping; write 'key: value' lines"),
+    ("float16", "the recipe is str, not a mapping; write 'key: value' lines"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "message"), MESSAGES)
+def test_what_is_illegal_is_refused_in_words(content: Any, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict(content)
+    assert message in str(caught.value)
+
+
+def test_the_nearest_linear_is_suggested() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean 'layers\.\*\.mlp\.down'\?"):
+        Recipe(weights=Int8WeightOnly(), keep=("layers.*.mlp.dwon",))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"recipe .*none\.yaml is not a file; give the path of a YAML file"):
+        Recipe.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("content", [b"dtype: [float16", b"\xff\xfe\x00broken"])
+def test_a_file_that_is_not_yaml_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"recipe .*recipe\.yaml is not YAML \(.*\); mend the file"):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_reading_a_dictionary_leaves_it_as_it_was() -> None:
+    content = {"keep": ["lm_head"], "build": {"targets": ["sm80"]}}
+    Recipe.from_dict(content)
+    assert content == {"keep": ["lm_head"], "build": {"targets": ["sm80"]}}

@@ -1,0 +1,107 @@
+"""One JSON file of settings, read field by field. Knows nothing about what the fields mean.
+
+Every error names the file, the field, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import CheckpointError
+
+
+class JsonFields:
+    """A JSON object with checked access; ``None`` and an absent key are the same.
+
+    Args:
+        path: the file, for the messages.
+        content: the object.
+        prefix: where the object stands inside the file, such as ``workbench.``.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any], prefix: str = "") -> None:
+        self.path, self.content, self.prefix = path, content, prefix
+
+    @classmethod
+    def read(cls, path: Path) -> JsonFields:
+        """The object that a file holds.
+
+        Raises:
+            CheckpointError: the file is missing, is not JSON, or holds something else than an object.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing", fix="give the folder of a complete checkpoint") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{path} cannot be read as JSON ({error})", fix="fetch or write it again") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} holds a {type(content).__name__}", allowed="a JSON object")
+        return cls(path, content)
+
+    def __contains__(self, name: str) -> bool:
+        return self.content.get(name) is not None
+
+    def section(self, name: str) -> JsonFields:
+        """A nested object."""
+        value = self.content.get(name)
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object")
+        return JsonFields(self.path, value, f"{self.prefix}{name}.")
+
+    def integer(self, name: str, default: int | None = None, *, minimum: int = 1) -> int:
+        """A whole number of at least ``minimum``."""
+        value = self.content[name] if name in self else default
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self.wrong(name, f"a whole number from {minimum}")
+        return value
+
+    def optional_integer(self, name: str) -> int | None:
+        """A whole number from 0, or None."""
+        return self.integer(name, minimum=0) if name in self else None
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """One whole number from 0 or a list of them; an absent field is an empty list."""
+        value = self.content.get(name)
+        items = [] if value is None else value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in items):
+            raise self.wrong(name, "a whole number from 0, or a list of them")
+        return tuple(items)
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self.content[name] if name in self else default
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is None or not is_number or not math.isfinite(value) or value <= 0:
+            raise self.wrong(name, "a number above 0")
+        return float(value)
+
+    def boolean(self, name: str, *, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self.content[name] if name in self else default
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None, *, allowed: Collection[str] | None = None) -> str:
+        """A text, one of ``allowed`` where that is given."""
+        value = self.content[name] if name in self else default
+        if not isinstance(value, str) or (allowed is not None and value not in allowed):
+            raise self.wrong(name, "a text" if allowed is None else " or ".join(map(repr, allowed)))
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of at least one text."""
+        value = self.content.get(name)
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            raise self.wrong(name, "a list of texts")
+        return tuple(value)
+
+    def wrong(self, name: str, expected: str) -> CheckpointError:
+        """The error for a field that is not what it must be."""
+        found = repr(self.content[name])[:80] if name in self.content else "nothing"
+        return CheckpointError(f"{self.path}: {self.prefix}{name} is {found}", allowed=expected)

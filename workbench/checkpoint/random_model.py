@@ -1,0 +1,149 @@
+"""Writes an InternLM v1 checkpoint of random weights, of any size, in little memory. Has no tokenizer."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workbench.checkpoint import hf_names
+from workbench.checkpoint.cast import torch_dtype
+from workbench.checkpoint.hf_config import ARCHITECTURES, write_json, write_model_config
+from workbench.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE
+from workbench.checkpoint.output_folder import output_folder
+from workbench.checkpoint.safetensors_layout import TensorSpec
+from workbench.checkpoint.safetensors_writer import SafetensorsWriter
+from workbench.errors import WorkbenchError
+from workbench.model.config import ModelConfig
+from workbench.progress import ProgressEvent, Reporter, silent
+from workbench.recipe import DTYPES
+
+_CHUNK_VALUES = 1 << 22
+
+
+@dataclass(frozen=True)
+class RandomModelSpec:
+    """What a random model looks like.
+
+    Attributes:
+        layers, hidden, heads, intermediate, vocab: sizes; ``hidden / heads`` must be even.
+        kv_heads: key/value heads, a divisor of ``heads``; None gives every query head its own.
+        bias: q, k, v and o carry random biases.
+        seed: the same seed gives the same bytes.
+        dtype: element type of the tensors.
+        shard_bytes: largest file; None writes one file without an index.
+        max_positions: ``max_position_embeddings``.
+    """
+
+    layers: int = 2
+    hidden: int = 64
+    heads: int = 4
+    kv_heads: int | None = None
+    intermediate: int = 160
+    vocab: int = 97
+    bias: bool = True
+    seed: int = 0
+    dtype: str = "float32"
+    shard_bytes: int | None = None
+    max_positions: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "intermediate", "vocab", "max_positions"):
+            if getattr(self, name) < 1:
+                raise WorkbenchError(f"{name} is {getattr(self, name)}", allowed="whole numbers from 1")
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise WorkbenchError(
+                f"heads is {self.heads} for hidden {self.hidden}", allowed="divisors that leave an even head width"
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise WorkbenchError(f"kv_heads is {self.kv_heads}", allowed=f"divisors of heads {self.heads}")
+        if self.dtype not in DTYPES:
+            raise WorkbenchError(f"dtype is {self.dtype!r}", allowed=", ".join(DTYPES))
+        if self.shard_bytes is not None and self.shard_bytes < 1:
+            raise WorkbenchError(f"shard_bytes is {self.shard_bytes}", allowed="whole numbers from 1")
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(
+            architecture=ARCHITECTURES[0],
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_layers=self.layers,
+            num_heads=self.heads,
+            num_kv_heads=self.kv_heads or self.heads,
+            head_dim=self.hidden // self.heads,
+            norm_epsilon=1e-6,
+            rope_theta=10000.0,
+            max_position_embeddings=self.max_positions,
+            qkv_bias=self.bias,
+            output_bias=self.bias,
+            bos_token_id=min(1, self.vocab - 1),
+            pad_token_id=min(2, self.vocab - 1),
+            eos_token_ids=(min(2, self.vocab - 1),),
+        )
+
+
+def write_random_model(out: Path, spec: RandomModelSpec, *, force: bool = False, report: Reporter = silent) -> None:
+    """Write ``config.json`` and safetensors; matrices are N(0, 1/sqrt(in)), norms near 1, biases N(0, 0.1).
+
+    Raises:
+        CheckpointError: ``out`` exists and ``force`` is not given, or the disk is too small.
+    """
+    dtype = torch_dtype(spec.dtype)
+    tensors = {name: TensorSpec(dtype, shape) for name, shape in hf_names.tensor_shapes(spec.config).items()}
+    total = sum(tensor.bytes for tensor in tensors.values())
+    done = 0
+    with output_folder(out, force=force, needed_bytes=total) as folder:
+        write_model_config(folder, spec.config, spec.dtype)
+        shards = _shards(tensors, spec.shard_bytes)
+        for file_name, names in shards.items():
+            planned = {name: tensors[name] for name in names}
+            with SafetensorsWriter(folder / file_name, planned, {"format": "pt"}) as writer:
+                for name, chunk in _random_chunks(planned, spec.seed):
+                    writer.write_rows(name, chunk)
+                    done += chunk.nbytes
+                    report(ProgressEvent("random model", done, total, "B"))
+        if list(shards) != [SINGLE_FILE]:
+            weight_map = {name: file_name for file_name, names in shards.items() for name in names}
+            write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(tensors: dict[str, TensorSpec], shard_bytes: int | None) -> dict[str, list[str]]:
+    """File name -> tensor names; a tensor larger than ``shard_bytes`` gets a file of its own."""
+    if shard_bytes is None:
+        return {SINGLE_FILE: list(tensors)}
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, spec in tensors.items():
+        if groups[-1] and filled + spec.bytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += spec.bytes
+    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups)}
+
+
+def _random_chunks(tensors: dict[str, TensorSpec], seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Rows of each tensor in turn; a tensor's values depend on its name and the seed alone."""
+    for name, spec in tensors.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        mean, deviation = _distribution(name, spec)
+        width = spec.elements // spec.shape[0]
+        step = max(1, _CHUNK_VALUES // width)
+        for row in range(0, spec.shape[0], step):
+            shape = (min(step, spec.shape[0] - row), *spec.shape[1:])
+            yield name, torch.randn(shape, generator=generator).mul_(deviation).add_(mean).to(spec.dtype)
+
+
+def _distribution(name: str, spec: TensorSpec) -> tuple[float, float]:
+    """Mean and standard deviation that keep activations near unit size."""
+    if name.endswith("norm.weight"):
+        return 1.0, 0.1
+    if name.endswith(".bias"):
+        return 0.0, 0.1
+    return 0.0, 1.0 if name == hf_names.EMBEDDING else spec.shape[-1] ** -0.5

@@ -1,0 +1,134 @@
+"""Reads a unified checkpoint: the config, and weights that are views of the mapped file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from workbench.checkpoint import unified_layout as layout
+from workbench.checkpoint.hf_config import CONFIG_FILE
+from workbench.checkpoint.json_fields import JsonFields
+from workbench.checkpoint.lazy_layers import LazyLayers
+from workbench.checkpoint.safetensors_reader import SafetensorsFile
+from workbench.checkpoint.unified_config import (
+    KIND,
+    UnifiedConfig,
+    config_checksum,
+    rank_file,
+    read_unified_config,
+)
+from workbench.errors import CheckpointError
+from workbench.model.config import ModelConfig
+from workbench.model.weights import LayerWeights, LinearWeight, ModelWeights
+from workbench.recipe import Recipe
+
+_AGAIN = "convert the model again: workbench convert"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        folder: where it is.
+        config: the model's shape.
+        recipe: what it was converted by.
+        weights: this rank's weights; layers are read when they are indexed.
+        checksum: SHA-256 text; another one means other weights or another config.
+    """
+
+    folder: Path
+    config: ModelConfig
+    recipe: Recipe
+    weights: ModelWeights
+    checksum: str
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder's ``config.json`` says that it is a checkpoint of ours; never raises."""
+    try:
+        return JsonFields.read(Path(folder) / CONFIG_FILE).section("workbench").content.get("kind") == KIND
+    except CheckpointError:
+        return False
+
+
+def load_checkpoint(folder: str | Path, rank: int = 0) -> Checkpoint:
+    """Open a checkpoint; reads the config and one header.
+
+    Raises:
+        CheckpointError: no checkpoint, another format version, no such rank, or a file that is truncated or whose
+            tensors are not those that the config promises.
+    """
+    folder = Path(folder)
+    config = read_unified_config(folder)
+    if not 0 <= rank < len(config.rank_checksums):
+        raise CheckpointError(f"{folder} has no rank {rank}", allowed=f"0 to {len(config.rank_checksums) - 1}")
+    file = SafetensorsFile(folder / rank_file(rank))
+    _check_tensors(file, config)
+    return Checkpoint(folder, config.model, config.recipe, _Reader(file, config).weights(), config_checksum(folder))
+
+
+def verify_checksum(folder: str | Path) -> None:
+    """Read every byte of a checkpoint and compare it with the checksums in its config.
+
+    Raises:
+        CheckpointError: a file is not what was written.
+    """
+    folder = Path(folder)
+    for rank, expected in enumerate(read_unified_config(folder).rank_checksums):
+        found = SafetensorsFile(folder / rank_file(rank)).checksum()
+        if found != expected:
+            raise CheckpointError(f"{folder / rank_file(rank)} has checksum {found}", allowed=expected, fix=_AGAIN)
+
+
+def _check_tensors(file: SafetensorsFile, config: UnifiedConfig) -> None:
+    planned = layout.checkpoint_tensors(config.model, config.recipe)
+    for name, spec in planned.items():
+        if name not in file.places:
+            raise CheckpointError(f"{file.path}: tensor {name!r} is missing", allowed=str(spec), fix=_AGAIN)
+        if file.places[name].spec != spec:
+            found = file.places[name].spec
+            raise CheckpointError(f"{file.path}: tensor {name!r} is {found}", allowed=str(spec), fix=_AGAIN)
+    unknown = [name for name in file.places if name not in planned]
+    if unknown:
+        raise CheckpointError(f"{file.path}: tensor {unknown[0]!r} is not one of the format", fix=_AGAIN)
+
+
+class _Reader:
+    """Tensors of one rank's file -> weights."""
+
+    def __init__(self, file: SafetensorsFile, config: UnifiedConfig) -> None:
+        self.file, self.config = file, config
+
+    def weights(self) -> ModelWeights:
+        return ModelWeights(
+            layers=LazyLayers(self.config.model.num_layers, self._layer),
+            embedding=self.file.tensor(layout.EMBEDDING),
+            final_norm=self.file.tensor(layout.FINAL_NORM),
+            lm_head=self._linear(layout.LM_HEAD),
+        )
+
+    def _layer(self, layer: int) -> LayerWeights:
+        prefix = layout.layer_prefix(layer)
+        return LayerWeights(
+            attention_norm=self.file.tensor(prefix + layout.ATTENTION_NORM),
+            qkv=self._linear(f"layers.{layer}.attention.qkv"),
+            o=self._linear(f"layers.{layer}.attention.o"),
+            mlp_norm=self.file.tensor(prefix + layout.MLP_NORM),
+            gate_up=self._linear(f"layers.{layer}.mlp.gate_up"),
+            down=self._linear(f"layers.{layer}.mlp.down"),
+        )
+
+    def _linear(self, linear: str) -> LinearWeight:
+        prefixes = layout.stored_prefixes(linear)
+        suffixes = [name.removeprefix(f"{prefixes[0]}.") for name in self.file.places if self._belongs(name, prefixes[0])]
+        fields: dict[str, Tensor] = {
+            suffix: self.file.stacked([f"{prefix}.{suffix}" for prefix in prefixes]) for suffix in suffixes
+        }
+        return layout.unpack(self.config.recipe.weights_of(linear), fields)
+
+    @staticmethod
+    def _belongs(name: str, prefix: str) -> bool:
+        return name.startswith(f"{prefix}.")

@@ -1,0 +1,160 @@
+"""The ``config.json`` of a unified checkpoint: written from a model's shape and a recipe, and read back.
+
+TensorRT-LLM's keys come first; what they cannot say stands in the section ``workbench``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.checkpoint.hf_config import CONFIG_FILE, write_json
+from workbench.checkpoint.json_fields import JsonFields
+from workbench.checkpoint.unified_layout import linear_names
+from workbench.errors import CheckpointError, RecipeError
+from workbench.model.config import ModelConfig
+from workbench.recipe import DTYPES, Recipe
+
+FORMAT_VERSION = 1
+KIND = "checkpoint"
+_AGAIN = "convert the model again: workbench convert"
+
+
+@dataclass(frozen=True)
+class UnifiedConfig:
+    """Everything that ``config.json`` says.
+
+    Attributes:
+        model: the decoder's shape.
+        recipe: what the checkpoint was converted by.
+        source: what it was converted from: ``fingerprint``, a SHA-256 over the source's config and headers.
+        rank_checksums: the writer's checksum of each ``rankN.safetensors``.
+    """
+
+    model: ModelConfig
+    recipe: Recipe
+    source: dict[str, str]
+    rank_checksums: tuple[str, ...]
+
+
+def rank_file(rank: int) -> str:
+    """The file that holds one rank's tensors."""
+    return f"rank{rank}.safetensors"
+
+
+def write_unified_config(folder: Path, config: UnifiedConfig) -> None:
+    """Write ``config.json``."""
+    model, recipe = config.model, config.recipe
+    content = {
+        "architecture": model.architecture,
+        "dtype": recipe.dtype,
+        "logits_dtype": "float32",
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_size": model.head_dim,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "vocab_size": model.vocab_size,
+        "position_embedding_type": "rope_gpt_neox",
+        "max_position_embeddings": model.max_position_embeddings,
+        "hidden_act": "silu",
+        "rotary_base": model.rope_theta,
+        "rotary_scaling": None,
+        "norm_epsilon": model.norm_epsilon,
+        "attn_bias": model.qkv_bias,
+        "use_parallel_embedding": False,
+        "embedding_sharding_dim": 0,
+        "share_embedding_table": False,
+        "quantization": _quantization(model, recipe),
+        "mapping": {"world_size": len(config.rank_checksums), "tp_size": 1, "pp_size": 1},
+        "workbench": {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "state": "quantized" if recipe.weights else "dense",
+            "weight_packing": "plain",
+            "output_bias": model.output_bias,
+            "bos_token_id": model.bos_token_id,
+            "pad_token_id": model.pad_token_id,
+            "eos_token_ids": list(model.eos_token_ids),
+            "recipe": recipe.to_dict(),
+            "source": config.source,
+            "rank_checksums": list(config.rank_checksums),
+        },
+    }
+    write_json(folder / CONFIG_FILE, content)
+
+
+def _quantization(model: ModelConfig, recipe: Recipe) -> dict[str, Any]:
+    quantized = recipe.weights is not None
+    kept = [name for name in linear_names(model) if recipe.weights_of(name) is None] if quantized else []
+    return {
+        "quant_algo": "W8A16" if quantized else None,
+        "kv_cache_quant_algo": None,
+        "group_size": None,
+        "has_zero_point": False,
+        "pre_quant_scale": False,
+        "exclude_modules": kept,
+    }
+
+
+def read_unified_config(folder: Path) -> UnifiedConfig:
+    """Read ``config.json``.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint of ours, of another format version, or a field is illegal.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder", fix="give a folder that 'workbench convert' wrote")
+    fields = JsonFields.read(folder / CONFIG_FILE)
+    if "workbench" not in fields or fields.section("workbench").content.get("kind") != KIND:
+        raise CheckpointError(f"{folder} is no checkpoint of the workbench", fix="make one: workbench convert")
+    ours = fields.section("workbench")
+    version = ours.integer("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has format version {version}", allowed=str(FORMAT_VERSION), fix=_AGAIN)
+    ours.text("weight_packing", allowed=("plain",))
+    return UnifiedConfig(
+        model=_model(fields, ours),
+        recipe=_recipe(fields, ours),
+        source={key: str(value) for key, value in ours.section("source").content.items()},
+        rank_checksums=ours.texts("rank_checksums"),
+    )
+
+
+def config_checksum(folder: Path) -> str:
+    """SHA-256 of ``config.json``: as that holds the checksum of every rank's file, it changes with any weight."""
+    return hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()
+
+
+def _model(fields: JsonFields, ours: JsonFields) -> ModelConfig:
+    return ModelConfig(
+        architecture=fields.text("architecture"),
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=fields.integer("hidden_size"),
+        intermediate_size=fields.integer("intermediate_size"),
+        num_layers=fields.integer("num_hidden_layers"),
+        num_heads=fields.integer("num_attention_heads"),
+        num_kv_heads=fields.integer("num_key_value_heads"),
+        head_dim=fields.integer("head_size"),
+        norm_epsilon=fields.positive("norm_epsilon"),
+        rope_theta=fields.positive("rotary_base"),
+        max_position_embeddings=fields.integer("max_position_embeddings"),
+        qkv_bias=fields.boolean("attn_bias"),
+        output_bias=ours.boolean("output_bias"),
+        bos_token_id=ours.optional_integer("bos_token_id"),
+        pad_token_id=ours.optional_integer("pad_token_id"),
+        eos_token_ids=ours.integers("eos_token_ids"),
+    )
+
+
+def _recipe(fields: JsonFields, ours: JsonFields) -> Recipe:
+    try:
+        recipe = Recipe.from_dict(ours.section("recipe").content)
+    except RecipeError as error:
+        raise CheckpointError(f"{fields.path}: workbench.recipe: {error}", fix=_AGAIN) from error
+    if fields.text("dtype", allowed=DTYPES) != recipe.dtype:
+        raise fields.wrong("dtype", f"{recipe.dtype} by workbench.recipe")
+    return recipe

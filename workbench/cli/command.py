@@ -1,0 +1,132 @@
+"""What every command is: a parser, one function, an outcome. Knows no command by name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from workbench.errors import WorkbenchError, nearest
+
+DONE, GATE_FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+_FLAG = re.compile(r"--[A-Za-z][A-Za-z0-9_-]*")
+
+
+class UsageError(WorkbenchError):
+    """A command line that does not parse."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found.
+
+    Attributes:
+        result: what ``--json`` writes under "result"; plain values only.
+        passed: False when the command's gate failed (exit code 1).
+    """
+
+    result: dict[str, Any] = field(default_factory=dict)
+    passed: bool = True
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of ending the process, and takes no shortened flags."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, fix=f"see {self.prog} --help")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of ``workbench``.
+
+    Attributes:
+        name: as typed.
+        summary: one line for ``workbench --help``.
+        example: command lines for the end of its own ``--help``.
+        add_flags: adds the command's own flags.
+        run: does it.
+    """
+
+    name: str
+    summary: str
+    example: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Outcome]
+
+    def parser(self) -> Parser:
+        """The command's parser: its own flags, then those that every command has."""
+        parser = Parser(
+            prog=f"workbench {self.name}",
+            description=self.summary,
+            epilog="example:\n" + textwrap.indent(self.example.strip(), "  "),
+        )
+        self.add_flags(parser)
+        group = parser.add_argument_group("of every command")
+        group.add_argument("--json", type=Path, metavar="PATH", help="also write the outcome as JSON (docs/cli.md)")
+        group.add_argument("--debug", action="store_true", help="on an error show where in the program it was raised")
+        return parser
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Read the words after the command's name; dashes and underscores in flags mean the same.
+
+        Raises:
+            UsageError: an unknown flag (the nearest known one is suggested), a missing or an unreadable value.
+        """
+        parser = self.parser()
+        words = underscored(words)
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        for word in words[: words.index("--") if "--" in words else None]:
+            # Before argparse, which would rather complain of what is missing than of what is misspelt.
+            flag = word.partition("=")[0]
+            if _FLAG.fullmatch(flag) and flag not in known:
+                raise UsageError(f"{flag} is no flag", fix=nearest(flag, known) or f"see {parser.prog} --help")
+        return parser.parse_args(words)
+
+
+def underscored(words: Sequence[str]) -> list[str]:
+    """The same words with ``--tp-size`` written ``--tp_size``; values, and words after ``--``, stay as they are."""
+    result: list[str] = []
+    for place, word in enumerate(words):
+        if word == "--":
+            return [*result, *words[place:]]
+        name, equals, value = word.partition("=")
+        if _FLAG.fullmatch(name):
+            word = "--" + name[2:].replace("-", "_") + equals + value
+        result.append(word)
+    return result
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write one JSON object; numbers that JSON lacks (NaN, infinities) become null.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json {path} cannot be written ({error.strerror})", fix="give another path") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a NumPy or torch scalar, without importing either
+        return _plain(value.item())
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

@@ -1,0 +1,270 @@
+"""A checkpoint becomes an engine folder: network, check on the CPU, plan, report.
+
+With the full product and a GPU the plan is built for that GPU; else TensorRT-RTX compiles ahead of time for the compute
+capabilities that the recipe names. Written to a temporary folder and renamed: an interrupted build leaves nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from workbench.checkpoint.output_folder import check_output, output_folder
+from workbench.checkpoint.unified import Checkpoint, load_checkpoint
+from workbench.engine.check import CheckOptions, NetworkCheck, check_network
+from workbench.engine.folder import EngineConfig, plan_path, write_engine_config
+from workbench.engine.kernels import (
+    EngineStatistics,
+    collecting_logger,
+    compiled_linears,
+    engine_statistics,
+    error_messages,
+    parse_kernels,
+)
+from workbench.engine.network import DecoderNetwork, add_profiles, build_network
+from workbench.engine.product import RTX, Product, product_for_building
+from workbench.engine.progress import BuilderThread, make_monitor
+from workbench.errors import BuildError, WorkbenchError
+from workbench.model.internlm import InternLM
+from workbench.model.rotary import rotary_tables
+from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight, SmoothQuantWeight
+from workbench.progress import ProgressEvent, Reporter, silent
+from workbench.recipe import BuildLimits, Recipe
+
+VERIFY = ("full", "sample", "off")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Choices of one build.
+
+    Attributes:
+        limits: in place of those in the checkpoint's recipe; None keeps them.
+        verify: "full" executes the whole network on the CPU, "sample" a few layers and the head, "off" nothing.
+        force: replace an existing output folder.
+    """
+
+    limits: BuildLimits | None = None
+    verify: str = "full"
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built.
+
+    Attributes:
+        engine_dir: the finished folder.
+        product, version: the TensorRT that built it.
+        targets: compute capabilities compiled for; empty for the GPU that was there.
+        plan_bytes, seconds: size of the plan; time of the builder alone.
+        check: the network check, or None when it was off.
+        linears: one row per linear layer: ``linear``, ``asked``, ``compiled``.
+        statistics: memory that the builder states.
+    """
+
+    engine_dir: Path
+    product: str
+    version: str
+    targets: tuple[str, ...]
+    plan_bytes: int
+    seconds: float
+    check: NetworkCheck | None
+    linears: pd.DataFrame
+    statistics: EngineStatistics
+
+    @property
+    def passed(self) -> bool:
+        return self.check is None or self.check.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures for ``config.json`` and ``--json``."""
+        check = None
+        if self.check is not None:
+            worst = self.check.worst
+            check = {
+                "passed": self.check.passed,
+                "sampled": self.check.sampled,
+                "taps": len(self.check.frame),
+                "worst_tap": worst["tap"],
+                "worst_ratio": float(worst["ratio"]),
+                "covers": self.check.limits_text,
+            }
+        return {
+            "product": self.product,
+            "version": self.version,
+            "targets": list(self.targets),
+            "plan_bytes": self.plan_bytes,
+            "seconds": round(self.seconds, 3),
+            "memory_bytes": dataclasses.asdict(self.statistics),
+            "check": check,
+            "linears": self.linears.to_dict("records"),
+        }
+
+
+def build_engine(
+    checkpoint_dir: str | Path, output_dir: str | Path, options: BuildOptions | None = None, report: Reporter = silent
+) -> BuildReport:
+    """Build ``output_dir/rank0.engine`` and ``config.json`` from a checkpoint.
+
+    The network is checked before it is built; a network that fails is not built.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, the output exists, or the disk is too small.
+        BackendError: no TensorRT here. BuildError: TensorRT refused, or the network failed its check.
+        Cancelled, KeyboardInterrupt: the build was stopped; nothing is left.
+    """
+    options = options or BuildOptions()
+    if options.verify not in VERIFY:
+        raise WorkbenchError(f"verify is {options.verify!r}", allowed=", ".join(VERIFY))
+    output = Path(output_dir)
+    checkpoint = load_checkpoint(checkpoint_dir)
+    recipe = dataclasses.replace(checkpoint.recipe, build=options.limits or checkpoint.recipe.build)
+    needed = _weight_bytes(checkpoint)
+    check_output(output, force=options.force, needed_bytes=needed)
+    product = product_for_building()
+    trt = product.trt
+    logger = collecting_logger(trt)
+    builder = trt.Builder(logger)
+    network = network_of(trt, builder, checkpoint, recipe)
+    check = _checked(trt, network, options, report)
+    with output_folder(output, force=options.force, needed_bytes=needed) as folder:
+        start = time.perf_counter()
+        targets = _build_plan(product, builder, network, plan_path(folder), report)
+        seconds = time.perf_counter() - start
+        kernels = parse_kernels(logger.messages)
+        outcome = BuildReport(
+            engine_dir=output,
+            product=product.name,
+            version=product.version,
+            targets=targets,
+            plan_bytes=plan_path(folder).stat().st_size,
+            seconds=seconds,
+            check=check,
+            linears=_linears(network, kernels),
+            statistics=engine_statistics(logger.messages),
+        )
+        config = EngineConfig(
+            folder=output,
+            product=product.name,
+            version=product.version,
+            targets=targets,
+            recipe=recipe,
+            checkpoint_dir=checkpoint.folder,
+            checkpoint_checksum=checkpoint.checksum,
+        )
+        write_engine_config(folder, config, outcome.to_dict())
+    return outcome
+
+
+def network_of(trt: Any, builder: Any, checkpoint: Checkpoint, recipe: Recipe) -> DecoderNetwork:
+    """The checkpoint's network; its weights are read once and held, since TensorRT does not copy constants.
+
+    Raises:
+        BuildError: the limits ask for more positions than the model has.
+    """
+    limits, config = recipe.build, checkpoint.config
+    if limits.max_seq_len > config.max_position_embeddings:
+        raise BuildError(
+            f"max_input_len {limits.max_input_len} + max_output_len {limits.max_output_len}",
+            allowed=f"up to the model's max_position_embeddings {config.max_position_embeddings} together",
+            fix="lower one of them",
+        )
+    weights = dataclasses.replace(checkpoint.weights, layers=list(checkpoint.weights.layers))
+    model = InternLM(config, weights, rotary_tables(config, limits.max_seq_len))
+    return build_network(trt, builder, model, getattr(torch, recipe.dtype), limits)
+
+
+def _checked(trt: Any, network: DecoderNetwork, options: BuildOptions, report: Reporter) -> NetworkCheck | None:
+    if options.verify == "off":
+        return None
+    check = check_network(trt, network, CheckOptions(sample=options.verify == "sample"), report)
+    if not check.passed:
+        worst = check.worst
+        raise BuildError(
+            f"the network differs from the model at {len(check.failures)} taps, "
+            f"first at {check.failures.iloc[0]['tap']}, worst at {worst['tap']} ({worst['ratio']:.2f} times the torch op set's own error)",
+            fix="this is a fault of the workbench or of TensorRT: report it with the recipe",
+        )
+    return check
+
+
+def _build_plan(
+    product: Product, builder: Any, network: DecoderNetwork, path: Path, report: Reporter
+) -> tuple[str, ...]:
+    """Write the plan, 64 MiB at a time; returns the targets it was compiled for."""
+    trt = product.trt
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    targets = network.limits.targets if product.name == RTX else ()
+    _set_targets(trt, config, targets)
+    add_profiles(builder, config, network)
+    logger = collecting_logger(trt)
+    logger.clear()
+
+    def build(emit: Callable[[ProgressEvent], None], cancelled: threading.Event) -> bool:
+        config.progress_monitor = monitor = make_monitor(trt, emit, cancelled)
+        with path.open("wb") as file:
+            writer = _stream_writer(trt, file)
+            done = bool(builder.build_serialized_network_to_stream(network.network, config, writer))
+        del monitor
+        return done
+
+    if not BuilderThread(build).run(report) or path.stat().st_size == 0:
+        reasons = "; ".join(error_messages(logger.messages)[:3]) or "it gave no reason"
+        raise BuildError(f"{product.name} {product.version} refused the network: {reasons}")
+    return targets
+
+
+def _set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
+    """State the compute capabilities explicitly: the default accepts what an explicit one refuses."""
+    if not targets:
+        return
+    known = trt.ComputeCapability.__members__
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(known[target.upper()], index)
+
+
+def _stream_writer(trt: Any, file: Any) -> Any:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+
+        def write(self, data: bytes) -> int:
+            return int(file.write(data))
+
+    return Writer()
+
+
+def asked_precision(weight: LinearWeight, dtype: torch.dtype) -> str:
+    """The precision that a weight type asks of the compiler, in the words of :mod:`workbench.engine.kernels`."""
+    name = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    match weight:
+        case DenseWeight():
+            return name
+        case Int8Weight():
+            return f"int8 weight-only, {name} GEMM"
+        case SmoothQuantWeight():
+            return "int8 x int8"
+
+
+def _linears(network: DecoderNetwork, kernels: Any) -> pd.DataFrame:
+    compiled = compiled_linears(kernels, list(network.record.linears))
+    rows = [
+        {"linear": name, "asked": asked_precision(weight, network.dtype), "compiled": compiled[name].precision}
+        for name, weight in network.record.linears.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _weight_bytes(checkpoint: Checkpoint) -> int:
+    return sum(path.stat().st_size for path in checkpoint.folder.glob("rank*.safetensors"))

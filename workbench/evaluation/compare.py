@@ -1,0 +1,110 @@
+"""From two folders to a layer difference: opens both, cuts the text, runs the reruns. The work is done elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.checkpoint.unified import Checkpoint, load_checkpoint
+from workbench.errors import CheckpointError
+from workbench.evaluation.hf_reference import HFReference
+from workbench.evaluation.layer_diff import DiffOptions, LayerDiff
+from workbench.evaluation.texts import offline_text, windows
+from workbench.progress import ProgressEvent, Reporter, silent
+from workbench.runtime.session import SessionOptions, TorchSession
+from workbench.runtime.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, and on what.
+
+    Attributes:
+        text: the text; None takes :func:`workbench.evaluation.texts.offline_text`.
+        windows, length: how many windows, of how many tokens each.
+        float64: run both sides again in float64 on the first window, to tell a bug from rounding.
+        backend: op set of the checkpoint's side, "cpu" or "torch".
+        reference_dtype: of the Hugging Face side.
+    """
+
+    text: str | None = None
+    windows: int = 4
+    length: int = 256
+    float64: bool = False
+    backend: str = "cpu"
+    reference_dtype: torch.dtype = torch.float32
+
+
+def compare_folders(
+    model_dir: str | Path,
+    checkpoint_dir: str | Path,
+    options: CompareOptions | None = None,
+    report: Reporter = silent,
+) -> LayerDiff:
+    """Hugging Face's model of ``model_dir`` against our checkpoint made from it.
+
+    Raises:
+        CheckpointError: a folder that cannot be read, or a checkpoint of a model of another size.
+        LimitError: a text too short for the windows.
+    """
+    options = options or CompareOptions()
+    checkpoint = load_checkpoint(checkpoint_dir)
+    original = HFCheckpoint.open(model_dir)
+    _check_same_size(original, checkpoint)
+    ids = _window_ids(model_dir, options)
+    names = DiffOptions(precision_of(checkpoint), f"Hugging Face {dtype_name(options.reference_dtype)}")
+    reference = HFReference.from_weights(
+        original.config, original.weights(options.reference_dtype), options.reference_dtype
+    )
+    candidate = TorchSession.open(checkpoint, options.backend)
+    diff = LayerDiff.compare(reference, candidate, ids, names, report)
+    del reference
+    candidate.close()
+    if not options.float64:
+        return diff
+    return diff.with_float64(*float64_reruns(original, checkpoint, ids[:1], report))
+
+
+def float64_reruns(
+    original: HFCheckpoint, checkpoint: Checkpoint, ids: Tensor, report: Reporter = silent
+) -> tuple[LayerDiff, LayerDiff]:
+    """Both sides in float64: first with the checkpoint's weights on both, then with the original's on the reference."""
+    wide, diffs = torch.float64, []
+    candidate = TorchSession(checkpoint.config, checkpoint.weights, SessionOptions(wide, "torch"))
+    names = DiffOptions("float64", "Hugging Face float64")
+    for done, weights in enumerate((checkpoint.weights, original.weights(wide)), start=1):
+        reference = HFReference.from_weights(checkpoint.config, weights, wide)
+        diffs.append(LayerDiff.compare(reference, candidate, ids, names))
+        report(ProgressEvent("compare in float64", done, 2, "runs"))
+    return diffs[0], diffs[1]
+
+
+def precision_of(checkpoint: Checkpoint) -> str:
+    """The name under which a checkpoint's errors are judged and drawn: its weights' kind, else its dtype."""
+    recipe = checkpoint.recipe
+    return str(recipe.dtype if recipe.weights is None else recipe.weights.kind)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _window_ids(model_dir: str | Path, options: CompareOptions) -> Tensor:
+    text = offline_text() if options.text is None else options.text
+    return windows(load_tokenizer(model_dir), text, options.windows, options.length)
+
+
+def _check_same_size(original: HFCheckpoint, checkpoint: Checkpoint) -> None:
+    for item in dataclasses.fields(original.config):
+        ours, theirs = getattr(checkpoint.config, item.name), getattr(original.config, item.name)
+        if ours != theirs:
+            raise CheckpointError(
+                f"the checkpoint {checkpoint.folder} has {item.name} {ours}, the model {original.folder} {theirs}",
+                fix="compare a checkpoint with the model that it was converted from",
+            )

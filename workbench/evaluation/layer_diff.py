@@ -1,0 +1,242 @@
+"""Compare two models tap by tap: where does a difference begin, how does it grow, and does it change the answer?
+
+The reference may be Hugging Face (:mod:`workbench.evaluation.hf_reference`) or any session with taps. Windows are
+streamed: neither model's taps are kept, whatever its size. Prints nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from torch import Tensor
+
+from workbench.errors import LimitError, WorkbenchError
+from workbench.evaluation.agreement import Agreement, AgreementMeter
+from workbench.evaluation.tap_error import DIVERGENCE, TapError, diverges
+from workbench.evaluation.tap_stream import HasTaps, TapStream
+from workbench.model.taps import split_tap
+from workbench.progress import ProgressEvent, Reporter, silent
+from workbench.recipe import DTYPES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METRICS: dict[str, str] = {
+    "relative_l2": "relative L2 error",
+    "cosine": "cosine",
+    "snr_db": "signal to noise [dB]",
+    "max_abs": "largest absolute error",
+}
+
+
+@dataclass(frozen=True)
+class DiffOptions:
+    """How two models are compared.
+
+    Attributes:
+        precision: of the candidate; it decides how much error is rounding (``DIVERGENCE``). None: its taps' dtype.
+        reference_name, candidate_name: what tables and plots call the two.
+    """
+
+    precision: str | None = None
+    reference_name: str = "Hugging Face"
+    candidate_name: str = "ours"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDiff:
+    """The difference of two models on some windows; true when they pass as the same model.
+
+    Attributes:
+        frame: one row per tap in the order of a forward pass: tap, layer (absent for model-wide taps), site,
+            relative_l2, cosine, snr_db, max_abs, reference_rms; after :meth:`with_float64` also the reruns' errors.
+        summary: what the logits say: KL, top-1 agreement, both perplexities, the gate.
+        options: the precision and the names of the two.
+        windows, tokens: how many windows and tokens were run.
+        verdict: one sentence from a float64 rerun; empty without one.
+    """
+
+    frame: pd.DataFrame
+    summary: Agreement
+    options: DiffOptions
+    windows: int
+    tokens: int
+    verdict: str = ""
+    _samples: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def compare(
+        cls,
+        reference: HasTaps,
+        candidate: HasTaps,
+        ids: Tensor,
+        options: DiffOptions | None = None,
+        report: Reporter = silent,
+    ) -> LayerDiff:
+        """Run both models over windows of tokens ``[windows, length]`` int64.
+
+        Raises:
+            LimitError: no window, windows shorter than two tokens, or an unknown precision.
+            WorkbenchError: a tap of the candidate has another shape than the reference's, so the models differ in size.
+        """
+        options = options or DiffOptions()
+        if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+            raise LimitError(
+                f"token ids of shape {list(ids.shape)}", allowed="one window or more of two tokens or more"
+            )
+        run = _Comparison(len(ids))
+        for done, window in enumerate(ids, start=1):
+            run.add(reference, candidate, window)
+            report(ProgressEvent("compare layers", done, len(ids), "windows"))
+        options = dataclasses.replace(options, precision=_known_precision(options.precision or run.precision))
+        samples = {name: error.samples() for name, error in run.errors.items()}
+        return cls(run.frame(), run.meter.result(), options, ids.shape[0], ids.numel(), _samples=samples)
+
+    def __bool__(self) -> bool:
+        """Whether the logits pass the gate of "the same model" (:meth:`Agreement.same_model`)."""
+        return self.summary.same_model(quantized=self.precision not in (*DTYPES, "float64"))
+
+    @property
+    def precision(self) -> str:
+        """The candidate's precision: a dtype, or the kind of its quantized weights."""
+        return str(self.options.precision)
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The first tap of a forward pass with a relative L2 error above ``DIVERGENCE[precision]``, or None."""
+        return _first_divergence(self.frame, "relative_l2", self.precision)
+
+    def samples(self, tap: str) -> tuple[Tensor, Tensor]:
+        """Values of reference and candidate at the same random positions of one tap, float32, at most 4096 each.
+
+        Raises:
+            WorkbenchError: no such tap was compared.
+        """
+        if tap not in self._samples:
+            raise WorkbenchError(f"tap {tap!r} was not compared", fix="choose one of the frame's column 'tap'")
+        return self._samples[tap]
+
+    def grid(self, metric: str = "relative_l2") -> pd.DataFrame:
+        """One metric of the layers' taps: a row per site, a column per layer."""
+        layers = self.frame.dropna(subset="layer")
+        table = layers.pivot(index="site", columns="layer", values=metric)
+        return table.reindex(layers["site"].drop_duplicates())
+
+    def with_float64(self, same_weights: LayerDiff, original: LayerDiff) -> LayerDiff:
+        """This difference with the errors of two reruns in float64, and what they say about its cause.
+
+        Args:
+            same_weights: both sides in float64 with the candidate's weights: what is left is the code.
+            original: the reference with its own weights: what is left is the code and the stored weights.
+        """
+        frame = self.frame.copy()
+        for column, rerun in (("float64_same_weights", same_weights), ("float64", original)):
+            frame[column] = frame["tap"].map(rerun.frame.set_index("tap")["relative_l2"])
+        return dataclasses.replace(self, frame=frame, verdict=_verdict(frame))
+
+    def plot(self) -> Figure:
+        """Error over depth, and the heat map of layers and sites, as one figure."""
+        from workbench.evaluation.layer_diff_plot import plot_layer_diff
+
+        return plot_layer_diff(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the frame (``.csv``, ``.parquet``) or the plot (``.png``), as the name's ending says.
+
+        Raises:
+            WorkbenchError: another ending, or a folder that does not exist.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise WorkbenchError(f"folder {path.parent} does not exist", fix="create it, or give another path")
+        match path.suffix:
+            case ".csv":
+                self.frame.to_csv(path, index=False)
+            case ".parquet":
+                self.frame.to_parquet(path, index=False)
+            case ".png":
+                self.plot().savefig(path, dpi=144)
+            case _:
+                raise WorkbenchError(
+                    f"{path.name!r} has the ending {path.suffix!r}", allowed=".csv, .parquet, .png", fix="rename it"
+                )
+
+    def __repr__(self) -> str:
+        state = "same model" if self else "not the same model"
+        return (
+            f"LayerDiff({self.options.candidate_name} against {self.options.reference_name}: {state}, "
+            f"{len(self.frame)} taps, {self.tokens} tokens, first divergence {self.first_divergence})"
+        )
+
+
+class _Comparison:
+    """The sums of one comparison under way."""
+
+    def __init__(self, windows: int) -> None:
+        self.windows = windows
+        self.errors: dict[str, TapError] = {}
+        self.meter = AgreementMeter()
+        self.precision = ""
+
+    def add(self, reference: HasTaps, candidate: HasTaps, window: Tensor) -> None:
+        """One window ``[length]`` through both models."""
+        with TapStream(reference, window[None]) as stream:
+
+            def on_tap(name: str, ours: Tensor) -> None:
+                theirs = stream.take(name)
+                if theirs is None:
+                    return
+                self._compare(name, theirs, ours)
+                if name == "logits":
+                    self.meter.add(theirs[0], ours[0], window)
+
+            candidate.logits(window[None], on_tap)
+
+    def _compare(self, name: str, reference: Tensor, candidate: Tensor) -> None:
+        # The logits leave every model in float32: the activations say what it computes in.
+        self.precision = self.precision or str(candidate.dtype).removeprefix("torch.")
+        if reference.shape != candidate.shape:
+            raise WorkbenchError(
+                f"tap {name} has the shape {list(candidate.shape)}, but the reference's has {list(reference.shape)}",
+                fix="compare two forms of the same model",
+            )
+        if name not in self.errors:
+            self.errors[name] = TapError(name, self.windows)
+        self.errors[name].add(reference, candidate)
+
+    def frame(self) -> pd.DataFrame:
+        rows = []
+        for name, error in self.errors.items():
+            layer, site = split_tap(name)
+            rows.append({"tap": name, "layer": layer, "site": site, **dataclasses.asdict(error.row())})
+        return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+
+def _known_precision(precision: str) -> str:
+    if precision not in DIVERGENCE:
+        raise LimitError(f"precision {precision!r}", allowed=", ".join(DIVERGENCE), fix="name one of them")
+    return precision
+
+
+def _first_divergence(frame: pd.DataFrame, column: str, precision: str) -> str | None:
+    for tap, error in zip(frame["tap"], frame[column], strict=True):
+        if diverges(float(error), precision):
+            return str(tap)
+    return None
+
+
+def _verdict(frame: pd.DataFrame) -> str:
+    code = _first_divergence(frame, "float64_same_weights", "float64")
+    weights = _first_divergence(frame, "float64", "float64")
+    if code is not None:
+        return f"With the same weights in float64 the models still differ, first at {code}: the code differs there."
+    if weights is not None:
+        return (
+            f"With the same weights in float64 the models agree, so the code is right; with the original weights they "
+            f"differ from {weights} on: that is what storing or quantizing the weights costs."
+        )
+    return "In float64 the models agree: every difference is rounding."

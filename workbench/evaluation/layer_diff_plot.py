@@ -1,0 +1,89 @@
+"""The figure of a layer difference. Draws what it is given; computes no error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from workbench.evaluation.palette import EDGE, ERROR_MAP, EXACT, GRID, PRECISION, SITE
+from workbench.evaluation.tap_error import DIVERGENCE
+
+if TYPE_CHECKING:
+    from workbench.evaluation.layer_diff import LayerDiff
+
+
+def plot_layer_diff(diff: LayerDiff) -> Figure:
+    """Relative L2 error over depth above, layers and sites as a heat map below; both share the axis of layers."""
+    figure = Figure(figsize=(11, 7.2), layout="constrained", facecolor="white")
+    cells = figure.subplots(2, 2, sharex="col", width_ratios=[1, 0.19], height_ratios=[1.1, 1])
+    (lines, key), (heat, scale) = cells
+    for margin in (key, scale):
+        margin.set_axis_off()
+    figure.suptitle(_headline(diff), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    grid = diff.grid()
+    _draw_lines(lines, key, diff, grid)
+    _draw_heat(figure, heat, scale, grid)
+    lines.set_title(_summary(diff), loc="left", fontsize=10, pad=12)
+    return figure
+
+
+def _headline(diff: LayerDiff) -> str:
+    return f"{diff.options.candidate_name} ({diff.precision}) against {diff.options.reference_name}"
+
+
+def _summary(diff: LayerDiff) -> str:
+    summary = diff.summary
+    return (
+        f"{diff.tokens} tokens. Logits: KL {summary.kl:.2g} nats, same first choice {summary.top1:.1%}, perplexity "
+        f"{summary.candidate_perplexity:.2f} against {summary.reference_perplexity:.2f}.\n"
+        f"First divergence: {diff.first_divergence or 'none'}."
+    )
+
+
+def _draw_lines(axes: Axes, key: Axes, diff: LayerDiff, grid: pd.DataFrame) -> None:
+    layers = grid.columns.to_numpy(dtype=int)
+    for site, (color, marker) in SITE.items():
+        if site in grid.index:
+            values = grid.loc[site].to_numpy(dtype=float)
+            axes.plot(layers, _positive(values), color=color, marker=marker, markersize=4, linewidth=1.4, label=site)
+    precision = diff.precision
+    label = f"divergence limit\n({precision})"
+    axes.axhline(DIVERGENCE[precision], color=PRECISION[precision], linestyle="--", linewidth=1.6, label=label)
+    axes.set_yscale("log")
+    axes.set_ylabel("relative L2 error")
+    axes.grid(visible=True, which="major", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    key.legend(*axes.get_legend_handles_labels(), loc="upper left", frameon=False, fontsize=9, borderaxespad=0)
+
+
+def _draw_heat(figure: Figure, axes: Axes, scale: Axes, grid: pd.DataFrame) -> None:
+    values = _positive(grid.to_numpy(dtype=float))
+    colors = colormaps[ERROR_MAP].with_extremes(bad=EXACT)
+    image = axes.imshow(values, aspect="auto", cmap=colors, norm=_log_norm(values), interpolation="nearest")
+    axes.set_yticks(range(len(grid.index)), list(grid.index), fontsize=9)
+    axes.set_xlabel("layer (grey cells: no error at all)" if np.isnan(values).any() else "layer")
+    axes.tick_params(length=2, color=EDGE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bar = figure.colorbar(image, cax=scale.inset_axes((0.0, 0.0, 0.13, 1.0)), extend="neither")
+    bar.set_label("relative L2 error", fontsize=9)
+    bar.ax.tick_params(which="both", labelsize=8)
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """Errors as a log axis can show them: an exact zero, and what is not finite, become gaps."""
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _log_norm(values: np.ndarray) -> LogNorm:
+    """From the smallest to the largest error; a range of its own when there is no error at all."""
+    known = values[np.isfinite(values)]
+    low, high = (known.min(), known.max()) if known.size else (1e-8, 1e-7)
+    return LogNorm(low, high if high > low else low * 10)

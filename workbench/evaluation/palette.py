@@ -1,0 +1,28 @@
+"""The colours of every plot: one per precision and one per site, told apart by colour-blind readers too.
+
+After the palette of Okabe and Ito (2008). The same precision has the same colour wherever it appears.
+"""
+
+from __future__ import annotations
+
+PRECISION: dict[str, str] = {
+    "float64": "#000000",
+    "float32": "#56B4E9",
+    "float16": "#0072B2",
+    "bfloat16": "#009E73",
+    "int8": "#D55E00",
+}
+
+# The sites of a line plot: one colour and one marker each, so that neither has to carry the meaning alone.
+SITE: dict[str, tuple[str, str]] = {
+    "residual_mid": ("#000000", "o"),
+    "attention.qkv": ("#0072B2", "s"),
+    "attention.o": ("#56B4E9", "D"),
+    "mlp.gate_up": ("#E69F00", "^"),
+    "mlp.down": ("#CC79A7", "v"),
+}
+
+ERROR_MAP = "viridis"
+GRID = "#d0d0d0"
+EDGE = "#555555"
+EXACT = "#c8c8c8"
