@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from workbench.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-# Tests import the shared tables by their plain names: `from tolerances import TOLERANCE`.
-if str(ROOT / "tests") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tests"))
 
 torch.set_num_threads(2)
 

@@ -156,7 +156,7 @@ class Recipe:
         """The recipe as the text of a YAML file."""
         import yaml
 
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file."""

@@ -17,9 +17,8 @@ Build = Callable[[TensorRTOps, dict[str, Any]], Mapping[str, Any]]
 def run_in_network(dtype: torch.dtype, inputs: Mapping[str, Tensor], build: Build) -> dict[str, Tensor]:
     """Add ``build``'s layers to a new network whose inputs have the shapes of ``inputs``; run it on them."""
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from workbench.engine.kernels import collecting_logger
-
     from workbench.engine.interpreter import Interpreter
+    from workbench.engine.kernels import collecting_logger
 
     builder = trt.Builder(collecting_logger(trt))
     network = builder.create_network(0)

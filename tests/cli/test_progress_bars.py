@@ -54,7 +54,12 @@ def test_an_unknown_total_counts_up() -> None:
 
 def test_bars_are_wiped_before_an_error_is_told() -> None:
     stream = Terminal()
-    with pytest.raises(KeyError), ProgressBars(stream) as report:
-        report(ProgressEvent("convert", 1, 4))
-        raise KeyError("x")
+
+    def fail() -> None:
+        with ProgressBars(stream) as report:
+            report(ProgressEvent("convert", 1, 4))
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
     assert stream.getvalue().rsplit("\r", 2)[-2].strip() == ""

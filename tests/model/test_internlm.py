@@ -46,7 +46,9 @@ def torch_logits(weights: ModelWeights, dtype: torch.dtype = torch.float32, cach
     return logits
 
 
-def interpreted(weights: ModelWeights, dtype: torch.dtype, mapping: Mapping | None = None) -> tuple[DecoderNetwork, Any]:
+def interpreted(
+    weights: ModelWeights, dtype: torch.dtype, mapping: Mapping | None = None
+) -> tuple[DecoderNetwork, Any]:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     from workbench.engine.kernels import collecting_logger
 
@@ -71,7 +73,8 @@ def run_network(
         **(more or {}),
     }
     kept = zip(
-        network.model.layer_indices, caches(len(network.model.layer_indices), cache, network.model.num_kv_heads),
+        network.model.layer_indices,
+        caches(len(network.model.layer_indices), cache, network.model.num_kv_heads),
         strict=True,
     )
     for index, held in kept:

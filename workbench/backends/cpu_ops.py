@@ -9,39 +9,18 @@ pages the system may drop where they are mapped from a file). INT8 weights are u
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workbench.backends.cpu_attention import StepPlan, attend, plan_step, write_in_place
 from workbench.backends.packed import PackedDense, PackedInt8
 from workbench.backends.torch_ops import TapSink, TorchOps, per_head
 from workbench.model.numerics import quantize_int8
 from workbench.model.ops import AttentionSpec, CacheUpdate, LayerCache, Step, WholeCache
-from workbench.model.rotary import RotaryTables
 from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight
 from workbench.parallel.communicator import Communicator
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What every layer of one step shares.
-
-    Attributes:
-        cos, sin: ``[batch, seq, 1, head_dim]`` float32; the first half of ``sin`` is negated.
-        start: the first new row of each sequence.
-        length: cache rows that hold anything a query may see.
-        mask: ``[batch, 1, seq, length]`` float32 added to the scores; None where ``is_causal`` says it all.
-        is_causal: all sequences begin at row 0, so new tokens see only each other.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    start: list[int]
-    length: int
-    mask: Tensor | None
-    is_causal: bool
 
 
 class CpuOps(TorchOps):
@@ -103,9 +82,9 @@ class CpuOps(TorchOps):
         if spec.kv_scales is not None:
             key = self._dequantized(cache.key[:, :, : plan.length], spec.kv_scales.key)
             value = self._dequantized(cache.value[:, :, : plan.length], spec.kv_scales.value)
-        elif not plan.is_causal:
+        elif plan.length > qkv.shape[1]:
             key, value = cache.key[:, :, : plan.length], cache.value[:, :, : plan.length]
-        context = self._attended(query, key, value, plan)
+        context = attend(query, key, value, plan)
         return context.transpose(1, 2).flatten(2), WholeCache(cache.key, cache.value)
 
     def _rotated(self, qkv: Tensor, plan: StepPlan, spec: AttentionSpec) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,15 +97,6 @@ class CpuOps(TorchOps):
         rotated = torch.addcmul(straight * plan.cos, swapped, plan.sin).to(self.dtype).transpose(1, 2)
         return rotated[:, : spec.num_heads], rotated[:, spec.num_heads :], heads[:, :, turned:].transpose(1, 2)
 
-    def _attended(self, query: Tensor, key: Tensor, value: Tensor, plan: StepPlan) -> Tensor:
-        grouped = query.shape[1] != key.shape[1]
-        if not plan.is_causal or self.dtype == torch.float16:
-            query, key, value = query.float(), key.float(), value.float()
-        context = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=plan.mask, is_causal=plan.is_causal, enable_gqa=grouped
-        )
-        return context.to(self.dtype)
-
     def _dequantized(self, integers: Tensor, scale: Tensor) -> Tensor:
         return (integers * per_head(scale)).to(self.dtype)
 
@@ -138,33 +108,3 @@ class CpuOps(TorchOps):
         if self._planned is None or self._planned[0] is not step:
             self._planned = step, plan_step(step, spec.rotary)
         return self._planned[1]
-
-
-def plan_step(step: Step[Tensor], rotary: RotaryTables) -> StepPlan:
-    """Everything about a step that does not depend on the layer."""
-    cos, sin = (table[step.positions][:, :, None] for table in (rotary.cos, rotary.sin))
-    start: list[int] = step.start.tolist()
-    seq = step.positions.shape[1]
-    length = max(start) + seq
-    is_causal = seq > 1 and max(start) == 0
-    mask = None
-    if not is_causal and (seq > 1 or min(start) != max(start)):
-        hidden = torch.arange(length) > step.positions[:, None, :, None]
-        mask = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
-    return StepPlan(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1), start, length, mask, is_causal)
-
-
-def write_in_place(cache: Tensor, rows: Tensor, plan: StepPlan) -> None:
-    """Write ``rows`` ``[batch, kv_heads, seq, head_dim]`` into ``cache`` from each sequence's first new row on.
-
-    Raises:
-        IndexError: a row would fall outside the cache.
-    """
-    if plan.length > cache.shape[2]:
-        raise IndexError(f"cache rows up to {plan.length - 1}, but it holds {cache.shape[2]}")
-    seq = rows.shape[2]
-    if min(plan.start) == max(plan.start):
-        cache[:, :, plan.start[0] : plan.start[0] + seq] = rows
-        return
-    for sequence, first in enumerate(plan.start):
-        cache[sequence, :, first : first + seq] = rows[sequence]

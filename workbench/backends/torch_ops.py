@@ -93,8 +93,8 @@ class TorchOps:
 
     def _heads(self, qkv: Tensor, positions: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor, Tensor]:
         """Query (scaled by 1/sqrt(head_dim)), key and value, each ``[batch, heads, seq, head_dim]``, RoPE applied."""
-        heads = qkv.unflatten(-1, (-1, spec.head_dim)).transpose(1, 2)
-        query, key, value = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        heads = qkv.view(*qkv.shape[:-1], -1, spec.head_dim).transpose(1, 2)
+        query, key, value = torch.split(heads, [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
         rotated = rotate(query.to(self.accumulate), spec.rotary, positions) * spec.head_dim**-0.5
         key = rotate(key.to(self.accumulate), spec.rotary, positions)
         return rotated.to(self.dtype), key.to(self.dtype), value

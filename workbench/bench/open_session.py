@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,5 +121,7 @@ def _open_engines_checkpoint(folder: Path, backend: str, why: str) -> OpenedSess
             f"checkpoint {engine.checkpoint_dir} has changed since engine {folder} was built from it",
             fix="build the engine again",
         )
-    session = TorchSession.open(checkpoint, backend)
+    # The engine's limits are the ones asked for, and may differ from those of the checkpoint.
+    recipe = replace(checkpoint.recipe, build=engine.recipe.build)
+    session = TorchSession.open(replace(checkpoint, recipe=recipe), backend)
     return OpenedSession(session, f"backend {backend} on the engine's checkpoint: {why}")

@@ -29,7 +29,7 @@ def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         return tensor
     result = tensor.to(dtype)
     # Values beyond the narrower range turn infinite; infinities that were there before are the source's own.
-    if narrows(tensor.dtype, dtype) and bool((result.isinf() & tensor.isfinite()).any()):
+    if narrows(tensor.dtype, dtype) and not all_finite(result) and bool((result.isinf() & tensor.isfinite()).any()):
         largest = float(tensor[tensor.isfinite()].abs().max())
         raise CheckpointError(
             f"{name} holds {largest:.6g}, which {dtype} cannot hold",
@@ -44,6 +44,11 @@ def narrows(source: torch.dtype, dtype: torch.dtype) -> bool:
     return torch.finfo(dtype).max < torch.finfo(source).max
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; the extremes tell, as NaN is carried into them."""
+    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+
+
 def count_not_finite(tensor: Tensor) -> int:
     """How many values are NaN or infinite."""
-    return tensor.numel() - int(tensor.isfinite().sum())
+    return 0 if all_finite(tensor) else tensor.numel() - int(tensor.isfinite().sum())

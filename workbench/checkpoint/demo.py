@@ -18,7 +18,7 @@ from workbench.checkpoint.gguf_source import GgufLlama, LlamaShape, find_gguf
 from workbench.checkpoint.hf_config import ARCHITECTURES, GENERATION_FILE, write_json, write_model_config
 from workbench.checkpoint.huggingface import SINGLE_FILE
 from workbench.checkpoint.json_fields import JsonFields
-from workbench.checkpoint.output_folder import output_folder
+from workbench.checkpoint.output_folder import check_output, output_folder
 from workbench.checkpoint.random_model import RandomModelSpec, write_random_model
 from workbench.checkpoint.safetensors_layout import TensorSpec
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
@@ -54,13 +54,14 @@ def write_demo_model(out: Path, *, force: bool = False, report: Reporter = silen
     if not force and _is_complete(out):
         report(ProgressEvent(f"demo model: {out} is complete and reused", 1, 1))
         return False
+    # Our own folder of another version may be replaced unasked.
+    replace = force or (out / MARKER).is_file()
+    check_output(out, force=replace, needed_bytes=0)
     path = find_gguf()
     source = GgufLlama(path)
     config = _config(source)
     tensors = {name: TensorSpec(torch.float16, shape) for name, shape in hf_names.tensor_shapes(config).items()}
     total = sum(spec.bytes for spec in tensors.values())
-    # Our own folder of another version may be replaced unasked.
-    replace = force or (out / MARKER).is_file()
     with output_folder(out, force=replace, needed_bytes=total) as folder:
         with SafetensorsWriter(folder / SINGLE_FILE, tensors, {"format": "pt"}) as writer:
             done = 0
@@ -160,5 +161,5 @@ def _biases(output: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor,
 
 def _repeat_heads(rows: Tensor, shape: LlamaShape) -> Tensor:
     """``[kv_heads * head_dim, hidden]`` -> ``[heads * head_dim, hidden]``, each head's repeats as neighbours."""
-    repeats = shape.heads // shape.kv_heads
-    return rows.unflatten(0, (shape.kv_heads, -1)).repeat_interleave(repeats, dim=0).flatten(0, 1)
+    heads = rows.view(shape.kv_heads, -1, rows.shape[1])
+    return heads.repeat_interleave(shape.heads // shape.kv_heads, dim=0).reshape(-1, rows.shape[1])

@@ -95,4 +95,4 @@ class GgufLlama:
 
 def _half_split(rows: Tensor, heads: int) -> Tensor:
     """``[heads * head_dim, in]`` with rotary pairs as neighbours -> pairs (i, i + head_dim / 2)."""
-    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return rows.reshape(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)

@@ -93,6 +93,10 @@ class HFCheckpoint:
         stored = self._stored(name)
         return self.files[stored].tensor(stored)
 
+    def path_of(self, name: str) -> Path:
+        """The file that holds a tensor, by its HF name."""
+        return self.files[self._stored(name)].path
+
     def check(self) -> None:
         """Check every tensor's presence, shape and type from the headers alone.
 
@@ -138,7 +142,7 @@ class HFCheckpoint:
         return DenseWeight(weight, _joined([self._cast(f"{name}.bias", dtype) for name in names]))
 
     def _cast(self, name: str, dtype: torch.dtype) -> Tensor:
-        return cast(self.tensor(name), dtype, f"{self.folder}: tensor {name!r}")
+        return cast(self.tensor(name), dtype, f"{self.path_of(name)}: tensor {name!r}")
 
     def _stored(self, name: str) -> str:
         """The name under which the folder holds a tensor."""

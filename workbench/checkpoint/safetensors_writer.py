@@ -99,7 +99,7 @@ class SafetensorsWriter:
             raise CheckpointError(f"{self.path}: tensor {name!r} is {found}", allowed=str(expected))
 
     def _append(self, name: str, tensor: Tensor, at: int) -> None:
-        data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy())
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().data
         self._file.seek(self._places[name].start + at)
         written = 0
         while written < len(data):  # an unbuffered write may stop at 2 GiB

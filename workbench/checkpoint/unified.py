@@ -123,12 +123,9 @@ class _Reader:
 
     def _linear(self, linear: str) -> LinearWeight:
         prefixes = layout.stored_prefixes(linear)
-        suffixes = [name.removeprefix(f"{prefixes[0]}.") for name in self.file.places if self._belongs(name, prefixes[0])]
         fields: dict[str, Tensor] = {
-            suffix: self.file.stacked([f"{prefix}.{suffix}" for prefix in prefixes]) for suffix in suffixes
+            suffix: self.file.stacked([f"{prefix}.{suffix}" for prefix in prefixes])
+            for suffix in layout.SUFFIXES
+            if f"{prefixes[0]}.{suffix}" in self.file.places
         }
         return layout.unpack(self.config.recipe.weights_of(linear), fields)
-
-    @staticmethod
-    def _belongs(name: str, prefix: str) -> bool:
-        return name.startswith(f"{prefix}.")

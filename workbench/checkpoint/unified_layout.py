@@ -45,7 +45,7 @@ def linear_names(config: ModelConfig) -> Iterator[str]:
 
 
 def stored_prefixes(linear: str) -> list[str]:
-    """The stored names, without suffix, of a linear layer: ``layers.3.mlp.down`` -> ``transformer.layers.3.mlp.proj``."""
+    """A linear layer's stored names without suffix: ``layers.3.mlp.down`` -> ``transformer.layers.3.mlp.proj``."""
     if linear == LM_HEAD:
         return [LM_HEAD]
     _, layer, site = linear.split(".", 2)
@@ -72,9 +72,9 @@ def _linear_tensors(config: ModelConfig, recipe: Recipe, linear: str) -> dict[st
     prefixes = stored_prefixes(linear)
     site = linear if linear == LM_HEAD else linear.split(".", 2)[2]
     rows, columns = linear_shape(config, site)
-    fields = weight_fields(
-        recipe.weights_of(linear), (rows // len(prefixes), columns), torch_dtype(recipe.dtype), hf_names.has_bias(config, site)
-    )
+    shape = (rows // len(prefixes), columns)
+    bias = hf_names.has_bias(config, site)
+    fields = weight_fields(recipe.weights_of(linear), shape, torch_dtype(recipe.dtype), bias=bias)
     return {f"{prefix}.{field}": spec for field, spec in fields.items() for prefix in prefixes}
 
 
@@ -93,8 +93,11 @@ def linear_shape(config: ModelConfig, site: str) -> tuple[int, int]:
 # ---- how a weight type is stored: what it holds, weight -> tensors, tensors -> weight
 
 
+SUFFIXES = ("weight", "per_channel_scale", "bias")
+
+
 def weight_fields(
-    how: WeightQuantization | None, shape: tuple[int, int], dtype: torch.dtype, bias: bool
+    how: WeightQuantization | None, shape: tuple[int, int], dtype: torch.dtype, *, bias: bool
 ) -> dict[str, TensorSpec]:
     """Suffix -> tensor for one linear layer of ``shape`` ``(out, in)``; the first dimension of each is ``out``."""
     match how:

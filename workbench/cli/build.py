@@ -46,8 +46,8 @@ def _run(args: argparse.Namespace) -> Outcome:
     with ProgressBars() as progress:
         report = build_engine(args.checkpoint_dir, args.output_dir, options, progress)
     _print(report)
-    passed = report.check is None or report.check.passed
-    return Outcome({"replaced": list(map(str, given.replacements)), **report.to_dict()}, passed=passed)
+    result = {"engine_dir": args.output_dir, "replaced": list(map(str, given.replacements)), **report.to_dict()}
+    return Outcome(result, passed=report.passed)
 
 
 def _require_as_converted(given: GivenRecipe, converted: Recipe, args: argparse.Namespace) -> None:

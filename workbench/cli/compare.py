@@ -79,11 +79,10 @@ def _text(path: Path | None) -> str:
 
 
 def _print(diff: LayerDiff) -> None:
-    grid = diff.grid("relative_l2").T
+    grid = diff.grid("relative_l2").T.rename_axis(None).rename_axis(None, axis=1)
     columns = [site for site in SHOWN_SITES if site in grid.columns]
-    print(
-        f"relative L2 error of {diff.options.candidate_name} ({diff.precision}) against {diff.options.reference_name}:"
-    )
+    reference, ours = diff.options.reference_name, diff.options.candidate_name
+    print(f"relative L2 error of {ours} ({diff.precision}) against {reference}:")
     print(grid[columns].to_string(float_format=lambda value: f"{value:.1e}"))
     whole = diff.frame[diff.frame["layer"].isna()]
     print("  ".join(f"{tap} {error:.1e}" for tap, error in zip(whole["tap"], whole["relative_l2"], strict=True)))
@@ -92,9 +91,7 @@ def _print(diff: LayerDiff) -> None:
         f"\nlogits over {summary.positions} positions: KL {summary.kl:.2e} nats, top-1 agreement {summary.top1:.3f}, "
         f"cosine p5 {summary.cosine_p5:.5f}, relative L2 p95 {summary.relative_l2_p95:.2e}"
     )
-    print(
-        f"perplexity: {diff.options.reference_name} {summary.reference_perplexity:.3f}, ours {summary.candidate_perplexity:.3f}"
-    )
+    print(f"perplexity: {reference} {summary.reference_perplexity:.3f}, {ours} {summary.candidate_perplexity:.3f}")
     print(f"first diverging tap: {diff.first_divergence or 'none'}")
     if diff.verdict:
         print(diff.verdict)

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def _run(words: list[str]) -> int:
         return int(end.code or 0)
     _require_writable(args.json)
     try:
-        outcome = command.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            outcome = command.run(args)
     except WorkbenchError as error:
         _record(args, command.name, _code(error), {"error": {"kind": type(error).__name__, "message": str(error)}})
         raise
@@ -113,6 +116,11 @@ def _require_writable(path: Path | None) -> None:
 def _record(args: argparse.Namespace, command: str, exit_code: int, content: dict[str, Any]) -> None:
     if args.json is not None:
         write_json(args.json, {"command": command, "version": __version__, "exit_code": exit_code, **content})
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    """A warning as a sentence, without the line of code that raised it."""
+    print(f"workbench: warning: {message}", file=sys.stderr)
 
 
 def _say(text: str, code: int, *, show_trace: bool) -> int:

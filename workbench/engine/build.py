@@ -22,6 +22,8 @@ from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.engine.check import CheckOptions, NetworkCheck, check_network
 from workbench.engine.folder import EngineConfig, plan_path, write_engine_config
 from workbench.engine.kernels import (
+    INT8_GEMM,
+    CompiledKernel,
     EngineStatistics,
     collecting_logger,
     compiled_linears,
@@ -32,7 +34,7 @@ from workbench.engine.kernels import (
 from workbench.engine.network import DecoderNetwork, add_profiles, build_network
 from workbench.engine.product import RTX, Product, product_for_building
 from workbench.engine.progress import BuilderThread, make_monitor
-from workbench.errors import BuildError, WorkbenchError
+from workbench.errors import BuildError, GateError, WorkbenchError
 from workbench.model.internlm import InternLM
 from workbench.model.rotary import rotary_tables
 from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight, SmoothQuantWeight
@@ -85,6 +87,11 @@ class BuildReport:
     def passed(self) -> bool:
         return self.check is None or self.check.passed
 
+    @property
+    def deviations(self) -> pd.DataFrame:
+        """Linear layers that were not compiled as asked."""
+        return self.linears[self.linears["asked"] != self.linears["compiled"]]
+
     def to_dict(self) -> dict[str, Any]:
         """Figures for ``config.json`` and ``--json``."""
         check = None
@@ -119,7 +126,7 @@ def build_engine(
 
     Raises:
         CheckpointError: the checkpoint cannot be read, the output exists, or the disk is too small.
-        BackendError: no TensorRT here. BuildError: TensorRT refused, or the network failed its check.
+        BackendError: no TensorRT here. BuildError: TensorRT refused. GateError: the network failed its check.
         Cancelled, KeyboardInterrupt: the build was stopped; nothing is left.
     """
     options = options or BuildOptions()
@@ -188,10 +195,10 @@ def _checked(trt: Any, network: DecoderNetwork, options: BuildOptions, report: R
         return None
     check = check_network(trt, network, CheckOptions(sample=options.verify == "sample"), report)
     if not check.passed:
-        worst = check.worst
+        worst, first = check.worst, check.failures.iloc[0]["tap"]
         raise BuildError(
-            f"the network differs from the model at {len(check.failures)} taps, "
-            f"first at {check.failures.iloc[0]['tap']}, worst at {worst['tap']} ({worst['ratio']:.2f} times the torch op set's own error)",
+            f"the network differs from the model at {len(check.failures)} taps, first at {first}, worst at "
+            f"{worst['tap']} ({worst['ratio']:.2f} times the torch op set's own error)",
             fix="this is a fault of the workbench or of TensorRT: report it with the recipe",
         )
     return check
@@ -254,14 +261,16 @@ def asked_precision(weight: LinearWeight, dtype: torch.dtype) -> str:
         case Int8Weight():
             return f"int8 weight-only, {name} GEMM"
         case SmoothQuantWeight():
-            return "int8 x int8"
+            return INT8_GEMM
 
 
-def _linears(network: DecoderNetwork, kernels: Any) -> pd.DataFrame:
-    compiled = compiled_linears(kernels, list(network.record.linears))
+def _linears(network: DecoderNetwork, kernels: list[CompiledKernel]) -> pd.DataFrame:
+    linears = network.record.linears
+    shapes = {name: (weight.weight.shape[0], weight.weight.shape[1]) for name, weight in linears.items()}
+    compiled = compiled_linears(kernels, list(linears), shapes)
     rows = [
         {"linear": name, "asked": asked_precision(weight, network.dtype), "compiled": compiled[name].precision}
-        for name, weight in network.record.linears.items()
+        for name, weight in linears.items()
     ]
     return pd.DataFrame(rows)
 

@@ -56,7 +56,8 @@ class InterpretedContext:
             return False
         feeds = {name: self._read(name) for name in self._inputs}
         for name, value in self._interpreter.run(feeds).items():
-            ctypes.memmove(self._addresses[name], value.contiguous().data_ptr(), value.nbytes)
+            packed = value.contiguous()
+            ctypes.memmove(self._addresses[name], packed.data_ptr(), packed.nbytes)
         return True
 
     def _within_profile(self) -> bool:

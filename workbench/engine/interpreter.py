@@ -191,9 +191,7 @@ class Interpreter:
             elif name not in seen:
                 seen.add(name)
                 if name not in self._nodes:
-                    raise InterpreterError(
-                        f"tensor {name!r} is made by no layer; the network has {len(self.tensors)} tensors"
-                    )
+                    raise InterpreterError(f"no layer makes the tensor {name!r}")
                 stack.append((name, True))
                 stack.extend((each, False) for each in reversed(self._nodes[name].inputs) if each is not None)
         return order
@@ -280,7 +278,10 @@ class Interpreter:
 
 
 def _port(tensor: Any) -> Port:
-    return Port(tensor.name, torch_dtype(tensor.dtype), tuple(tensor.shape))
+    try:
+        return Port(tensor.name, torch_dtype(tensor.dtype), tuple(tensor.shape))
+    except RuntimeError as error:
+        raise InterpreterError(f"TensorRT cannot state tensor {tensor.name!r}: {error}") from error
 
 
 def _ports(tensors: Iterable[Any]) -> dict[str, Port]:

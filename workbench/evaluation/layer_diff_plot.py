@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.evaluation.palette import EDGE, ERROR_MAP, EXACT, GRID, PRECISION, SITE
+from workbench.evaluation.palette import BROKEN, EDGE, ERROR_MAP, EXACT, GRID, PRECISION, SITE
 from workbench.evaluation.tap_error import DIVERGENCE
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def plot_layer_diff(diff: LayerDiff) -> Figure:
     (lines, key), (heat, scale) = cells
     for margin in (key, scale):
         margin.set_axis_off()
-    figure.suptitle(_headline(diff), x=0.01, ha="left", fontsize=13, fontweight="bold")
     grid = diff.grid()
     _draw_lines(lines, key, diff, grid)
     _draw_heat(figure, heat, scale, grid)
-    lines.set_title(_summary(diff), loc="left", fontsize=10, pad=12)
+    lines.set_title(_headline(diff), loc="left", fontsize=13, fontweight="bold", pad=44)
+    lines.text(0, 1.03, _summary(diff), transform=lines.transAxes, fontsize=10, va="bottom")
     return figure
 
 
@@ -65,11 +65,13 @@ def _draw_lines(axes: Axes, key: Axes, diff: LayerDiff, grid: pd.DataFrame) -> N
 
 
 def _draw_heat(figure: Figure, axes: Axes, scale: Axes, grid: pd.DataFrame) -> None:
-    values = _positive(grid.to_numpy(dtype=float))
-    colors = colormaps[ERROR_MAP].with_extremes(bad=EXACT)
+    values = grid.to_numpy(dtype=float)
+    values = np.where(values == 0, np.nan, np.where(np.isnan(values), np.inf, values))
+    colors = colormaps[ERROR_MAP].with_extremes(bad=EXACT, over=BROKEN)
     image = axes.imshow(values, aspect="auto", cmap=colors, norm=_log_norm(values), interpolation="nearest")
     axes.set_yticks(range(len(grid.index)), list(grid.index), fontsize=9)
-    axes.set_xlabel("layer (grey cells: no error at all)" if np.isnan(values).any() else "layer")
+    notes = {"grey: no error at all": np.isnan(values).any(), "red: not finite": np.isinf(values).any()}
+    axes.set_xlabel("; ".join(["layer", *(note for note, applies in notes.items() if applies)]))
     axes.tick_params(length=2, color=EDGE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     bar = figure.colorbar(image, cax=scale.inset_axes((0.0, 0.0, 0.13, 1.0)), extend="neither")

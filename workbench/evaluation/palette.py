@@ -25,4 +25,6 @@ SITE: dict[str, tuple[str, str]] = {
 ERROR_MAP = "viridis"
 GRID = "#d0d0d0"
 EDGE = "#555555"
+# Cells without a place on the scale: no error at all, and an error that is not finite.
 EXACT = "#c8c8c8"
+BROKEN = "#e00000"

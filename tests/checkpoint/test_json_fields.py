@@ -1,0 +1,88 @@
+"""Every field's error names the file, the field, what was found and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.checkpoint.json_fields import JsonFields
+from workbench.errors import CheckpointError
+
+Read = Callable[[JsonFields], Any]
+
+
+def _fields(**content: Any) -> JsonFields:
+    return JsonFields(Path("f.json"), content)
+
+
+@pytest.mark.parametrize(
+    ("value", "read", "message"),
+    [
+        (0, lambda f: f.integer("x"), "f.json: x is 0; allowed: a whole number from 1"),
+        ("3", lambda f: f.integer("x"), "x is '3'; allowed: a whole number from 1"),
+        (True, lambda f: f.integer("x"), "x is True"),
+        (None, lambda f: f.integer("x"), "x is None"),
+        (-1, lambda f: f.optional_integer("x"), "x is -1; allowed: a whole number from 0"),
+        ([2, "a"], lambda f: f.integers("x"), "allowed: a whole number from 0, or a list of them"),
+        (-1.5, lambda f: f.positive("x"), "x is -1.5; allowed: a number above 0"),
+        (float("inf"), lambda f: f.positive("x"), "x is inf"),
+        (True, lambda f: f.positive("x"), "x is True"),
+        ("yes", lambda f: f.boolean("x"), "x is 'yes'; allowed: true or false"),
+        ("relu", lambda f: f.text("x", allowed=("silu",)), "x is 'relu'; allowed: 'silu'"),
+        (7, lambda f: f.text("x"), "x is 7; allowed: a text"),
+        ([], lambda f: f.texts("x"), "x is []; allowed: a list of texts"),
+        ([], lambda f: f.section("x"), "x is []; allowed: an object"),
+    ],
+)
+def test_wrong_values(value: Any, read: Read, message: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        read(_fields(x=value))
+    assert message in str(error.value)
+
+
+def test_an_absent_field_is_nothing() -> None:
+    with pytest.raises(CheckpointError, match=r"f\.json: y is nothing"):
+        _fields().integer("y")
+
+
+def test_defaults_and_values() -> None:
+    fields = _fields(a=3, b=None, c=[4, 5], d={"e": "text"}, g=False, h=["i"])
+    assert fields.integer("a") == 3
+    assert fields.integer("b", 7) == 7
+    assert fields.optional_integer("b") is None
+    assert fields.integers("a") == (3,)
+    assert fields.integers("b") == ()
+    assert fields.integers("c") == (4, 5)
+    assert fields.positive("a") == 3.0
+    assert fields.boolean("g") is False
+    assert fields.section("d").text("e") == "text"
+    assert fields.texts("h") == ("i",)
+
+
+def test_a_nested_field_is_named_in_full() -> None:
+    with pytest.raises(CheckpointError, match=r"f\.json: d\.e is 1"):
+        _fields(d={"e": 1}).section("d").text("e")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "cannot be read as JSON"), (b"\xff\xfe{", "cannot be read as JSON"), (b"[1]", "holds a list")],
+)
+def test_files_that_hold_no_object(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        JsonFields.read(tmp_path / "c.json")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"c\.json is missing; give the folder"):
+        JsonFields.read(tmp_path / "c.json")
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"x": 1}))
+    assert JsonFields.read(tmp_path / "c.json").integer("x") == 1

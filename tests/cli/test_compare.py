@@ -1,0 +1,87 @@
+"""``workbench compare``: the table, the files, the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from workbench.cli.main import main
+
+Result = Callable[..., dict[str, Any]]
+Refused = Callable[..., str]
+SHORT = ("--windows", "2", "--window_len", "16")
+
+
+def test_the_same_model_passes(
+    result_of: Result,
+    tiny_model_dir: Path,
+    tiny_checkpoint_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = {name: tmp_path / f"layers.{name}" for name in ("csv", "parquet", "png")}
+    words = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    result = result_of(
+        "compare", "--model_dir", tiny_model_dir, "--checkpoint_dir", tiny_checkpoint_dir, *SHORT, *words, "--float64"
+    )
+    assert result["summary"]["same_model"] is True
+    assert result["first_divergence"] is None
+    assert result["tokens"] == 32
+    assert len(result["text_sha256"]) == 64
+    assert "float64" in result["verdict"]
+    table = pd.read_csv(files["csv"])
+    assert list(table["tap"]) == [tap["tap"] for tap in result["taps"]]
+    assert list(pd.read_parquet(files["parquet"])["tap"]) == list(table["tap"])
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    told = capsys.readouterr().out
+    assert "relative L2 error of ours (float32) against Hugging Face float32:" in told
+    assert "first diverging tap: none" in told
+    assert "gate 'same model': passed" in told
+
+
+def test_another_model_fails_the_gate(
+    result_of: Result,
+    tiny_model_dir: Path,
+    random_model_dir: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = random_model_dir(vocab=49152, max_positions=512, seed=1)
+    checkpoint = tmp_path / "other"
+    assert main(["convert", "--model_dir", str(other), "--dtype", "float32", "-o", str(checkpoint)]) == 0
+    words = ("compare", "--model_dir", tiny_model_dir, "--checkpoint_dir", checkpoint, *SHORT)
+    result = result_of(*words, exit_code=1)
+    assert result["summary"]["same_model"] is False
+    assert result["first_divergence"] == "embedding"
+    assert capsys.readouterr().out.endswith("gate 'same model': FAILED\n")
+
+
+def test_a_text_of_ones_own(
+    result_of: Result, refused: Refused, tiny_model_dir: Path, tiny_checkpoint_dir: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    words = ("compare", "--model_dir", tiny_model_dir, "--checkpoint_dir", tiny_checkpoint_dir, *SHORT, "--text", text)
+    assert "cannot be read (No such file or directory); give a text file in UTF-8" in refused(*words)
+    text.write_text("too short")
+    assert "but 2 windows of 16 need 32; give a longer text" in refused(*words)
+    text.write_bytes(b"\xff\xfe")
+    assert "cannot be read (it is not UTF-8)" in refused(*words)
+    text.write_text("A sentence about models. " * 20)
+    assert result_of(*words)["windows"] == 2
+
+
+def test_a_file_of_another_ending_is_refused_before_any_work(refused: Refused, tmp_path: Path) -> None:
+    words = ("compare", "--model_dir", tmp_path, "--checkpoint_dir", tmp_path)
+    assert "allowed: a file named *.csv in a folder that exists" in refused(*words, "--csv", tmp_path / "x.txt")
+    assert "allowed: a file named *.png in a folder that exists" in refused(*words, "--png", tmp_path / "no" / "x.png")
+
+
+def test_a_checkpoint_of_another_size_is_refused(
+    refused: Refused, demo_model_dir: Path, tiny_checkpoint_dir: Path
+) -> None:
+    told = refused("compare", "--model_dir", demo_model_dir, "--checkpoint_dir", tiny_checkpoint_dir)
+    assert "compare a checkpoint with the model that it was converted from" in told

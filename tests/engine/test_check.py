@@ -1,0 +1,106 @@
+"""The network check passes right networks and finds wrong ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.runtime.random_model import SMALL, random_weights
+from workbench.engine.check import CheckOptions, check_network
+from workbench.engine.kernels import collecting_logger
+from workbench.engine.network import DecoderNetwork, build_network
+from workbench.model.config import ModelConfig
+from workbench.model.internlm import InternLM
+from workbench.model.rotary import rotary_tables
+from workbench.model.weights import DenseWeight, Int8Weight, LayerWeights, ModelWeights, SmoothQuantWeight
+from workbench.recipe import BuildLimits
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+
+LIMITS = BuildLimits(max_batch_size=4, max_input_len=48, max_output_len=8)
+DEEP = dataclasses.replace(SMALL, num_layers=4, hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=211)
+
+
+def decoder(config: ModelConfig, weights: ModelWeights) -> InternLM:
+    return InternLM(config, weights, rotary_tables(config, LIMITS.max_seq_len))
+
+
+def network_of(model: InternLM, dtype: torch.dtype) -> DecoderNetwork:
+    return build_network(trt, trt.Builder(collecting_logger(trt)), model, dtype, LIMITS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [DenseWeight, Int8Weight])
+@pytest.mark.parametrize("int8_cache", [False, True])
+@pytest.mark.parametrize("sample", [False, True])
+def test_right_networks_pass(dtype: torch.dtype, kind: type, int8_cache: bool, sample: bool) -> None:
+    weights = random_weights(DEEP, dtype, kind, int8_cache=int8_cache)
+    check = check_network(trt, network_of(decoder(DEEP, weights), dtype), CheckOptions(sample=sample))
+    assert check, check.failures.to_string()
+    assert check.sampled is sample
+    assert len(check.frame) == (40 if sample else 52)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_per_token_smoothquant_passes(dtype: torch.dtype) -> None:
+    weights = random_weights(DEEP, dtype, SmoothQuantWeight)
+    check = check_network(trt, network_of(decoder(DEEP, weights), dtype))
+    assert check, check.failures.to_string()
+
+
+def _changed(weights: ModelWeights, layer: int, change: Callable[[LayerWeights], LayerWeights]) -> ModelWeights:
+    layers = list(weights.layers)
+    layers[layer] = change(layers[layer])
+    return dataclasses.replace(weights, layers=layers)
+
+
+def _without_bias(layer: LayerWeights) -> LayerWeights:
+    return dataclasses.replace(layer, qkv=dataclasses.replace(layer.qkv, bias=None))
+
+
+def _rows_rolled(layer: LayerWeights) -> LayerWeights:
+    return dataclasses.replace(layer, gate_up=DenseWeight(layer.gate_up.weight.roll(1, 0)))
+
+
+def _one_weight_off(layer: LayerWeights) -> LayerWeights:
+    weight = layer.down.weight.clone()
+    weight[3, 5] += 1.0
+    return dataclasses.replace(layer, down=DenseWeight(weight))
+
+
+FAULTS: dict[str, tuple[Callable[[LayerWeights], LayerWeights], str]] = {
+    "a bias left out": (_without_bias, "layers.2.attention.qkv"),
+    "rows shifted": (_rows_rolled, "layers.2.mlp.gate_up"),
+    "one weight wrong": (_one_weight_off, "layers.2.mlp.down"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_networks_are_found_where_they_are_wrong(fault: str) -> None:
+    change, tap = FAULTS[fault]
+    weights = random_weights(DEEP, torch.float16)
+    wrong = network_of(decoder(DEEP, _changed(weights, 2, change)), torch.float16)
+    judged = dataclasses.replace(wrong, model=decoder(DEEP, weights))
+    check = check_network(trt, judged)
+    assert not check
+    assert check.failures.iloc[0]["tap"] == tap
+
+
+def test_another_epsilon_and_another_base_are_found() -> None:
+    weights = random_weights(DEEP, torch.float16)
+    for wrong in (dataclasses.replace(DEEP, norm_epsilon=0.05), dataclasses.replace(DEEP, rope_theta=500.0)):
+        network = network_of(decoder(wrong, weights), torch.float16)
+        assert not check_network(trt, dataclasses.replace(network, model=decoder(DEEP, weights)))
+
+
+def test_progress_and_what_it_covers_are_told() -> None:
+    events: list[Any] = []
+    weights = random_weights(DEEP, torch.float16)
+    check = check_network(trt, network_of(decoder(DEEP, weights), torch.float16), report=events.append)
+    assert [event.done for event in events] == [0, 1, 2, 3, 4]
+    assert "does not cover: the numerics of the compiled kernels" in check.limits_text
+    assert set(check.worst) == {"tap", "torch_error", "network_error", "ratio", "passed"}

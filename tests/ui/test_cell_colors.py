@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from workbench.evaluation.layer_diff import METRICS
+from workbench.evaluation.palette import BROKEN, EXACT
+from workbench.ui.cell_colors import METRIC_VIEWS, color_cells, scale_gradient
+
+BEST, WORST = "#440154", "#fde725"  # the ends of viridis
+
+
+def test_every_metric_has_a_view():
+    assert list(METRIC_VIEWS) == list(METRICS)
+    assert {name: view.label for name, view in METRIC_VIEWS.items()} == METRICS
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [
+        ("relative_l2", [1e-4, 1e-3, 1e-2]),
+        ("max_abs", [0.1, 1.0, 10.0]),
+        ("cosine", [0.9999, 0.999, 0.99]),
+        ("snr_db", [60.0, 40.0, 20.0]),
+    ],
+)
+def test_the_worst_is_the_brightest(metric, values):
+    cells = color_cells(np.array([values]), METRIC_VIEWS[metric])
+    best, middle, worst = cells.colors[0]
+    assert (best, worst) == (BEST, WORST)
+    assert middle == "#21918c"
+    assert (cells.best, cells.worst) == (values[0], values[-1])
+
+
+@pytest.mark.parametrize(
+    ("metric", "exact", "broken", "fine"),
+    [
+        ("relative_l2", 0.0, math.inf, 0.1),
+        ("max_abs", 0.0, math.nan, 0.1),
+        ("cosine", 1.0, math.nan, 0.9),
+        ("snr_db", math.inf, -math.inf, 20.0),
+    ],
+)
+def test_exact_and_broken_cells_stand_apart(metric, exact, broken, fine):
+    cells = color_cells(np.array([exact, broken, math.nan, fine]), METRIC_VIEWS[metric])
+    assert cells.colors[0] == EXACT
+    assert list(cells.colors[1:3]) == [BROKEN, BROKEN]
+    assert cells.best == cells.worst == fine
+
+
+def test_nothing_but_exact_cells_have_no_scale():
+    cells = color_cells(np.zeros((2, 2)), METRIC_VIEWS["relative_l2"])
+    assert (cells.best, cells.worst) == (None, None)
+    assert (cells.colors == EXACT).all()
+
+
+def test_gradient_runs_from_best_to_worst():
+    gradient = scale_gradient()
+    assert gradient.index(BEST) < gradient.index(WORST)
