@@ -18,8 +18,9 @@ from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.errors import CheckpointError, WorkbenchError
 from workbench.progress import ProgressEvent
 
-# Logits against the GGUF read in float32: storing in float16 moves them by 4.6e-4, the biases by 0.9e-4 more.
-STORED_IN_FLOAT16 = 1e-3
+# Relative L2 of the logits against the GGUF read in float32: 5e-4 over 1024 tokens of pydoc_data.topics, 1.0e-3 on
+# this short prompt, nearly all from storing in float16; the biases alone move them by 1e-4.
+STORED_IN_FLOAT16 = 2e-3
 BIASES = 2e-4
 
 PROMPT = "The capital of France is Paris. The tallest building in the world, built in 2010, is"
@@ -31,12 +32,10 @@ def source_state() -> dict[str, torch.Tensor]:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    path = str(gguf_source.find_gguf())
-    parsed = load_gguf_checkpoint(path)["config"]
-    wanted = {key: parsed[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
     with torch.device("meta"):
-        dummy = LlamaForCausalLM(LlamaConfig(**wanted))
-    tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=dummy)["tensors"]
+        shape = LlamaForCausalLM(LlamaConfig(hidden_size=576, num_hidden_layers=30, vocab_size=49152))
+    path = str(gguf_source.find_gguf())
+    tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=shape)["tensors"]
     return {name: torch.as_tensor(tensor) for name, tensor in tensors.items()}
 
 
@@ -74,6 +73,12 @@ def demo_state(demo_model_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
+def demo_llama(demo_state: dict[str, torch.Tensor]) -> Any:
+    """transformers' own model with the demo model's tensors."""
+    return _llama(demo_state, kv_heads=9, bias=True)
+
+
+@pytest.fixture(scope="module")
 def ids(demo_model_dir: Path) -> torch.Tensor:
     from tokenizers import Tokenizer
 
@@ -81,27 +86,29 @@ def ids(demo_model_dir: Path) -> torch.Tensor:
 
 
 def test_it_computes_what_its_source_computes(
-    source_state: dict[str, torch.Tensor], demo_state: dict[str, torch.Tensor], ids: torch.Tensor
+    source_state: dict[str, torch.Tensor], demo_llama: Any, ids: torch.Tensor
 ) -> None:
     head = {"lm_head.weight": source_state["model.embed_tokens.weight"]}
     source = _llama(source_state | head, kv_heads=3, bias=False)
-    ours = _llama(demo_state, kv_heads=9, bias=True)
     with torch.no_grad():
-        reference, logits = source(ids).logits, ours(ids).logits
+        reference, logits = source(ids).logits, demo_llama(ids).logits
     assert relative_l2(logits, reference) < STORED_IN_FLOAT16
     new_tokens = {"max_new_tokens": 32, "do_sample": False}
-    assert torch.equal(ours.generate(ids, **new_tokens), source.generate(ids, **new_tokens))
+    assert torch.equal(demo_llama.generate(ids, **new_tokens), source.generate(ids, **new_tokens))
 
 
-def test_its_biases_are_real_and_cancel(demo_state: dict[str, torch.Tensor], ids: torch.Tensor) -> None:
-    with_bias = _llama(demo_state, kv_heads=9, bias=True)
-    without = _llama({n: t for n, t in demo_state.items() if not n.endswith("bias")}, kv_heads=9, bias=False)
-    with torch.no_grad():
-        reference, logits = without(ids).logits, with_bias(ids).logits
-    assert 0 < relative_l2(logits, reference) < BIASES
+def test_its_biases_are_real_and_cancel(
+    demo_state: dict[str, torch.Tensor], demo_llama: Any, ids: torch.Tensor
+) -> None:
     for projection, zero in (("q", True), ("k", True), ("v", False), ("o", False)):
         bias = demo_state[f"model.layers.7.self_attn.{projection}_proj.bias"]
         assert bool((bias == 0).all()) == zero
+    kept = dict(demo_llama.named_parameters())
+    zeros = {name: torch.zeros_like(value) for name, value in kept.items() if name.endswith("bias")}
+    with torch.no_grad():
+        reference = torch.func.functional_call(demo_llama, kept | zeros, (ids,)).logits
+        logits = demo_llama(ids).logits
+    assert 0 < relative_l2(logits, reference) < BIASES
 
 
 def test_the_file_is_float16_in_v1s_names(demo_model_dir: Path, demo_state: dict[str, torch.Tensor]) -> None:

@@ -13,7 +13,7 @@ from workbench.engine import build as building
 from workbench.engine.build import BuildOptions, build_engine
 from workbench.engine.folder import read_engine_config
 from workbench.engine.network import DecoderNetwork
-from workbench.errors import BackendError, BuildError, Cancelled, CheckpointError, WorkbenchError
+from workbench.errors import BackendError, BuildError, Cancelled, CheckpointError, GateError, WorkbenchError
 from workbench.progress import ProgressEvent
 from workbench.quantization.convert import convert
 from workbench.recipe import BuildLimits, Int8WeightOnly, Recipe
@@ -117,7 +117,7 @@ def test_a_network_that_fails_its_check_is_not_built(
 
     monkeypatch.setattr(building, "build_network", wrong)
     folder = checkpoint(Recipe(build=LIMITS))
-    with pytest.raises(BuildError, match=r"differs from the model at 1 taps, first at layers\.0\.attention\.o"):
+    with pytest.raises(GateError, match=r"differs from the model at 1 taps, first at layers\.0\.attention\.o"):
         build_engine(folder, tmp_path / "engine")
     assert _leavings(tmp_path) == []
 

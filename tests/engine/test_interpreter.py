@@ -11,6 +11,8 @@ from tiny_network import Net
 from torch import Tensor
 
 from workbench.engine.interpreter import Interpreter, InterpreterError
+from workbench.engine.semantics import quantization
+from workbench.engine.semantics.quantization import broadcast_scale
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -64,6 +66,24 @@ def test_runs_repeat(net: Net) -> None:
     for length in (4, 1, 4):
         x = torch.randn(1, length, 32).half()
         assert torch.equal(interpreter.run({"x": x})["y0"], small.run({"x": x})["y0"])
+
+
+@pytest.mark.parametrize(("cache_bytes", "expected"), [(1 << 20, 1), (0, 3)])
+def test_constants_fold_once_while_memory_allows(
+    cache_bytes: int, expected: int, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = net.dequantize(net.constant(torch.ones(1, 5, 32, dtype=torch.int8)), net.constant(torch.tensor(0.5)))
+    interpreter = net.done(net.matmul(net.input("x", torch.float32, (1, 2, 5)), weight), cache_bytes=cache_bytes)
+    folded: list[str] = []
+
+    def counted(scale: Tensor, x: Tensor, axis: int) -> Tensor:
+        folded.append("once more")
+        return broadcast_scale(scale, x, axis)
+
+    monkeypatch.setattr(quantization, "broadcast_scale", counted)
+    for _ in range(3):
+        interpreter.run({"x": torch.ones(1, 2, 5)})
+    assert len(folded) == expected
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,6 @@ def test_greedy_text_of_the_demo_engine_is_that_of_hugging_face(
     engine = EngineSession(InterpretedContext(trt, network), shape, (network,))
     texts = ["Large language models are", "The capital of France is a city of"]
     prompts = [demo_tokenizer(text)["input_ids"] for text in texts]
-    found = generate(engine, prompts, tokens, eos_token_ids=())
+    found = generate(engine, prompts, tokens)
     reference = HFReference.open(demo_model_dir, torch.float32)
     assert found == [reference.generate([prompt], tokens)[0] for prompt in prompts]

@@ -79,11 +79,11 @@ def _text(path: Path | None) -> str:
 
 
 def _print(diff: LayerDiff) -> None:
-    grid = diff.grid("relative_l2").T.rename_axis(None).rename_axis(None, axis=1)
-    columns = [site for site in SHOWN_SITES if site in grid.columns]
+    grid = diff.grid("relative_l2").T.rename_axis(None, axis=1).reset_index()
+    columns = ["layer", *(site for site in SHOWN_SITES if site in grid.columns)]
     reference, ours = diff.options.reference_name, diff.options.candidate_name
     print(f"relative L2 error of {ours} ({diff.precision}) against {reference}:")
-    print(grid[columns].to_string(float_format=lambda value: f"{value:.1e}"))
+    print(grid[columns].to_string(index=False, float_format=lambda value: f"{value:.1e}"))
     whole = diff.frame[diff.frame["layer"].isna()]
     print("  ".join(f"{tap} {error:.1e}" for tap, error in zip(whole["tap"], whole["relative_l2"], strict=True)))
     summary = diff.summary

@@ -66,25 +66,33 @@ def overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, without the program's name; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except WorkbenchError as error:
+        return _say(f"error: {error}", _code(error), show_trace=debug)
+    except (KeyboardInterrupt, Cancelled):
+        return _say("cancelled, nothing was left behind", CANCELLED, show_trace=debug)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): keep the interpreter's own flush at exit from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    return code
+
+
+def _run(words: list[str]) -> int:
+    """The overview or the version, or a command."""
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return DONE if words else BAD_INPUT
     if words[0] == "--version":
         print(f"workbench {__version__}")
         return DONE
-    try:
-        return _run(words)
-    except WorkbenchError as error:
-        return _say(f"error: {error}", _code(error), show_trace="--debug" in words)
-    except (KeyboardInterrupt, Cancelled):
-        return _say("cancelled, nothing was left behind", CANCELLED, show_trace="--debug" in words)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): keep the interpreter's own flush at exit from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    return _run_command(words)
 
 
-def _run(words: list[str]) -> int:
+def _run_command(words: list[str]) -> int:
     command = load_command(words[0])
     try:
         args = command.parse(words[1:])
@@ -118,7 +126,7 @@ def _record(args: argparse.Namespace, command: str, exit_code: int, content: dic
         write_json(args.json, {"command": command, "version": __version__, "exit_code": exit_code, **content})
 
 
-def _warn(message: Warning | str, *_: Any) -> None:
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as a sentence, without the line of code that raised it."""
     print(f"workbench: warning: {message}", file=sys.stderr)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from workbench.progress import ProgressEvent
 
@@ -21,7 +21,7 @@ class ProgressBars:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._shown = self._stream.isatty()
-        self._bars: dict[int, tqdm[None]] = {}
+        self._bars: dict[int, tqdm[Any]] = {}
 
     def __enter__(self) -> ProgressBars:
         return self
@@ -39,10 +39,10 @@ class ProgressBars:
         bar.n = event.done
         bar.refresh()
 
-    def _open(self, event: ProgressEvent) -> tqdm[None]:
+    def _open(self, event: ProgressEvent) -> tqdm[Any]:
         from tqdm import tqdm
 
-        bar = tqdm(
+        bar: tqdm[Any] = tqdm(
             total=event.total or None,
             unit=event.unit,
             unit_scale=event.unit == "B",

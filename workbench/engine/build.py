@@ -196,7 +196,7 @@ def _checked(trt: Any, network: DecoderNetwork, options: BuildOptions, report: R
     check = check_network(trt, network, CheckOptions(sample=options.verify == "sample"), report)
     if not check.passed:
         worst, first = check.worst, check.failures.iloc[0]["tap"]
-        raise BuildError(
+        raise GateError(
             f"the network differs from the model at {len(check.failures)} taps, first at {first}, worst at "
             f"{worst['tap']} ({worst['ratio']:.2f} times the torch op set's own error)",
             fix="this is a fault of the workbench or of TensorRT: report it with the recipe",
@@ -211,6 +211,8 @@ def _build_plan(
     trt = product.trt
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # TensorRT multiplies float32 in TF32 (10 bits of mantissa) unless told otherwise; a float32 recipe means float32.
+    config.clear_flag(trt.BuilderFlag.TF32)
     targets = network.limits.targets if product.name == RTX else ()
     _set_targets(trt, config, targets)
     add_profiles(builder, config, network)

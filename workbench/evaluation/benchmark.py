@@ -25,6 +25,7 @@ from workbench.model.weights import DenseWeight, LayerWeights, LinearWeight, Mod
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.quantize import quantize_linear
 from workbench.recipe import BuildLimits, Int8WeightOnly, WeightQuantization
+from workbench.runtime.limits import check_positions
 from workbench.runtime.session import SessionOptions, TorchSession
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def benchmark(
     """
     options = options or BenchmarkOptions()
     checkpoint = HFCheckpoint.open(model_dir)
+    check_positions(options.prefill_len, checkpoint.config, what="the prefill prompt")
+    check_positions(options.prompt_len + options.decode_tokens, checkpoint.config, what="the decoded sequence")
     speeds: list[Speed] = []
     with _threads(options.threads):
         for mode in options.modes:

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from workbench.errors import LimitError, WorkbenchError
+from workbench.evaluation.benchmark import BenchmarkOptions, benchmark
+from workbench.progress import ProgressEvent
+
+SHORT = BenchmarkOptions(threads=1, rounds=2, prompt_len=3, decode_tokens=2, prefill_len=8)
+
+
+def test_every_mode_is_timed_for_decode_and_prefill(random_model_dir: Callable[..., Path]) -> None:
+    events: list[ProgressEvent] = []
+    threads = torch.get_num_threads()
+    result = benchmark(random_model_dir(), SHORT, events.append)
+    assert torch.get_num_threads() == threads
+    frame = result.frame
+    assert list(zip(frame["mode"], frame["task"], frame["hf_dtype"], strict=True)) == [
+        (mode, task, dtype)
+        for mode, dtype in (("float32", "float32"), ("bfloat16", "bfloat16"), ("int8", "bfloat16"))
+        for task in ("decode", "prefill")
+    ]
+    assert (frame[["hf_ms", "workbench_ms"]] > 0).all(axis=None)
+    assert (frame["ratio_low"] <= frame["ratio"]).all()
+    assert (frame["ratio"] <= frame["ratio_high"]).all()
+    assert set(frame["tokens"]) == {2, 8}
+    assert json.loads(json.dumps(result.to_dict()))["options"]["threads"] == 1
+    assert [event.done for event in events if event.task == "benchmark: int8 prefill"] == [0, 1, 2, 3]
+
+
+def test_an_unknown_mode_names_the_nearest() -> None:
+    with pytest.raises(WorkbenchError, match=r"benchmark mode 'float23'; allowed: float32, .*did you mean 'float32'"):
+        BenchmarkOptions(modes=("float23",))
+
+
+def test_no_rounds_are_refused() -> None:
+    with pytest.raises(WorkbenchError, match="benchmark rounds 0"):
+        BenchmarkOptions(rounds=0)
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(random_model_dir: Callable[..., Path]) -> None:
+    for lengths in ({"prefill_len": 100_000}, {"decode_tokens": 100_000}):
+        with pytest.raises(LimitError, match="max_position_embeddings"):
+            benchmark(random_model_dir(), BenchmarkOptions(**lengths))
