@@ -14,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO := demo
-PROMPT ?= What is a transformer in machine learning? Answer in two sentences.
+PROMPT ?= A transformer is a neural network that
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check lab
