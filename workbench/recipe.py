@@ -138,7 +138,8 @@ class Recipe:
         if "weights" in values:
             values["weights"] = _weights_from(values["weights"])
         if "build" in values:
-            values["build"] = BuildLimits(**_typed(_known(values["build"], BuildLimits, "build"), BuildLimits, "build."))
+            limits = _known(values["build"], BuildLimits, "build")
+            values["build"] = BuildLimits(**_typed(limits, BuildLimits, "build."))
         return cls(**_typed(values, cls, ""))
 
     def to_dict(self) -> dict[str, Any]:
