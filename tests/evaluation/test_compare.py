@@ -77,7 +77,9 @@ def test_a_text_of_one_s_own(demo_model_dir, demo_checkpoint):
     checkpoint = demo_checkpoint(Recipe(dtype="bfloat16"))
     text = "The quick brown fox jumps over the lazy dog. " * 5
     diff = compare_folders(demo_model_dir, checkpoint, CompareOptions(text=text, windows=2, length=24))
-    assert diff
     assert diff.tokens == 48
+    assert diff.summary.top1 > 0.8
+    assert diff.summary.reference_perplexity < 20
+    assert diff.first_divergence is None
     with pytest.raises(LimitError, match="the text has 51 tokens, but 4 windows of 24 need 96"):
         compare_folders(demo_model_dir, checkpoint, CompareOptions(text=text, windows=4, length=24))
