@@ -16,7 +16,7 @@ from workbench.evaluation.perplexity import Perplexity
 
 @pytest.fixture(scope="module")
 def few(demo_model_dir) -> AccuracyFigures:
-    return accuracy_figures(demo_model_dir, FigureOptions(windows=2, length=32, modes=("bfloat16",)))
+    return accuracy_figures(demo_model_dir, FigureOptions(windows=2, length=32, greedy_tokens=4, modes=("bfloat16",)))
 
 
 def test_float32_is_hugging_face(few):

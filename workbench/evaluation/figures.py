@@ -53,7 +53,6 @@ PROMPTS = (
     "def fibonacci(n):",
     "In the beginning of the twentieth century, physicists believed that",
 )
-GREEDY_TOKENS = 32
 RANDOM_MODELS: dict[str, RandomModelSpec] = {
     "bias, MHA": RandomModelSpec(bias=True),
     "no bias, MHA": RandomModelSpec(bias=False),
@@ -68,11 +67,13 @@ class FigureOptions:
 
     Attributes:
         windows, length: of the offline text, for the perplexities.
+        greedy_tokens: how many tokens must be those of Hugging Face.
         modes: keys of ``RECIPES``; "float32" is always measured, since the others are judged by it.
     """
 
     windows: int = 30
     length: int = 512
+    greedy_tokens: int = 32
     modes: tuple[str, ...] = tuple(RECIPES)
 
 
@@ -144,22 +145,33 @@ def accuracy_figures(
         "windows": options.windows,
         "length": options.length,
         "prompts": len(PROMPTS),
-        "greedy_tokens": GREEDY_TOKENS,
+        "greedy_tokens": options.greedy_tokens,
         "text_sha256": text_sha256(text),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "workbench": workbench.__version__,
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        perplexities = _perplexities(Path(model_dir), ids, options, Path(scratch), report)
-        equality = [_equality("embedded model", Path(model_dir), ids[:2], prompts, Path(scratch))]
-        for name, spec in RANDOM_MODELS.items():
-            folder = Path(scratch) / "random model"
-            write_random_model(folder, spec, force=True)
-            equality.append(_equality(f"random, {name}", folder, *_random_inputs(spec), Path(scratch)))
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        perplexities = _perplexities(Path(model_dir), ids, options, scratch, report)
+        inputs = _Inputs(ids[:2], prompts, options.greedy_tokens)
+        equality = [_equality("embedded model", Path(model_dir), inputs, scratch)]
+        for kind, spec in RANDOM_MODELS.items():
+            write_random_model(scratch / "random model", spec, force=True)
+            inputs = _random_inputs(spec, options.greedy_tokens)
+            equality.append(_equality(f"random, {kind}", scratch / "random model", inputs, scratch))
             report(ProgressEvent("random models", len(equality) - 1, len(RANDOM_MODELS), "models"))
     return AccuracyFigures(perplexities, pd.DataFrame(equality), context)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What one model is compared with Hugging Face on: windows ``[count, length]``, prompts, tokens to generate."""
+
+    ids: Tensor
+    prompts: list[list[int]]
+    tokens: int
 
 
 def _perplexities(
@@ -189,13 +201,13 @@ def _perplexity_row(mode: str, result: Perplexity, reference: Perplexity) -> dic
     }
 
 
-def _equality(name: str, folder: Path, ids: Tensor, prompts: list[list[int]], scratch: Path) -> dict[str, Any]:
+def _equality(name: str, folder: Path, inputs: _Inputs, scratch: Path) -> dict[str, Any]:
     """Float32 logits and greedy tokens against Hugging Face."""
     session = _session(folder, RECIPES["float32"], scratch)
     reference = HFReference.open(folder)
-    theirs, ours = reference.logits(ids).double(), session.logits(ids).double()
+    theirs, ours = reference.logits(inputs.ids).double(), session.logits(inputs.ids).double()
     error = float((ours - theirs).norm() / theirs.norm())
-    same = generate(session, prompts, GREEDY_TOKENS) == reference.generate(prompts, GREEDY_TOKENS)
+    same = generate(session, inputs.prompts, inputs.tokens) == reference.generate(inputs.prompts, inputs.tokens)
     return {
         "model": name,
         "relative_l2": error,
@@ -205,11 +217,11 @@ def _equality(name: str, folder: Path, ids: Tensor, prompts: list[list[int]], sc
     }
 
 
-def _random_inputs(spec: RandomModelSpec) -> tuple[Tensor, list[list[int]]]:
-    """Windows ``[2, 64]`` and four prompts of different lengths for a random model."""
+def _random_inputs(spec: RandomModelSpec, tokens: int) -> _Inputs:
+    """Windows of 64 and four prompts of different lengths for a random model."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, spec.vocab, (2, 64), generator=generator)
-    return ids, [ids[0, :length].tolist() for length in (3, 17, 8, 1)]
+    return _Inputs(ids, [ids[0, :length].tolist() for length in (3, 17, 8, 1)], tokens)
 
 
 def _session(model_dir: Path, recipe: Recipe, scratch: Path) -> TorchSession:
