@@ -21,5 +21,5 @@ class RotaryTables:
 def rotary_tables(config: ModelConfig, positions: int) -> RotaryTables:
     """Tables for positions ``0 .. positions - 1``."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    angles = torch.arange(positions, dtype=torch.float64)[:, None] * config.rope_theta ** -exponents
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * config.rope_theta**-exponents
     return RotaryTables(angles.cos().float(), angles.sin().float())
