@@ -37,7 +37,7 @@ from workbench.engine.progress import BuilderThread, make_monitor
 from workbench.errors import BuildError, GateError, WorkbenchError
 from workbench.model.internlm import InternLM
 from workbench.model.rotary import rotary_tables
-from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight, SmoothQuantWeight
+from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.recipe import BuildLimits, Recipe
 
@@ -262,19 +262,27 @@ def asked_precision(weight: LinearWeight, dtype: torch.dtype) -> str:
             return name
         case Int8Weight():
             return f"int8 weight-only, {name} GEMM"
+        case Int4GroupWeight():
+            return f"int4 weight-only, {name} GEMM"
         case SmoothQuantWeight():
             return INT8_GEMM
 
 
 def _linears(network: DecoderNetwork, kernels: list[CompiledKernel]) -> pd.DataFrame:
     linears = network.record.linears
-    shapes = {name: (weight.weight.shape[0], weight.weight.shape[1]) for name, weight in linears.items()}
+    shapes = {name: weight_shape(weight) for name, weight in linears.items()}
     compiled = compiled_linears(kernels, list(linears), shapes)
     rows = [
         {"linear": name, "asked": asked_precision(weight, network.dtype), "compiled": compiled[name].precision}
         for name, weight in linears.items()
     ]
     return pd.DataFrame(rows)
+
+
+def weight_shape(weight: LinearWeight) -> tuple[int, int]:
+    """``(out, in)`` of a linear layer, however it is packed."""
+    rows, columns = weight.weight.shape
+    return rows, 2 * columns if isinstance(weight, Int4GroupWeight) else columns
 
 
 def _weight_bytes(checkpoint: Checkpoint) -> int:
