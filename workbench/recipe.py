@@ -238,7 +238,8 @@ class Recipe:
         if "kv_cache" in values:
             values["kv_cache"] = _variant_from(values["kv_cache"], "kv_cache", {Int8KVCache.kind: Int8KVCache})
         if "build" in values:
-            values["build"] = BuildLimits(**_typed(_known(values["build"], BuildLimits, "build"), BuildLimits, "build."))
+            limits = _known(values["build"], BuildLimits, "build")
+            values["build"] = BuildLimits(**_typed(limits, BuildLimits, "build."))
         return cls(**_typed(values, cls, ""))
 
     def to_dict(self) -> dict[str, Any]:

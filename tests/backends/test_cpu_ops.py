@@ -73,6 +73,29 @@ def test_the_float32_scale_of_int8_weights_keeps_its_effect() -> None:
     assert torch.equal(scaled, (unscaled.double() * 1.003).bfloat16().double())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_digits_put_together_are_the_activations(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(3, 512).to(dtype)
+    rows[0, 7], rows[1] = 900, 0
+    places = packed.digit_places(dtype)
+    digits, largest = packed.digits_of(rows, places)
+    assert int(digits.int().abs().max()) <= 65
+    again = (digits.double() / places.double()[:, None, None]).sum(0) * largest
+    step = largest.double() / places[-1]
+    assert ((again - rows.double()).abs() <= step + rows.double().abs() * 2**-22).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_not_finite_stays_so(dtype: torch.dtype, value: float) -> None:
+    x = torch.ones(1, 2, 96).to(dtype)
+    x[0, 1, 3] = value
+    y = CpuOps(dtype).linear(x, random_linear(80, 96, Int8Weight, dtype, False), "lm_head")
+    assert y[0, 0].isfinite().all()
+    assert not y[0, 1].isfinite().any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("first", [True, False])
 def test_add_rms_norm_holds_a_residual_of_21500(dtype: torch.dtype, first: bool) -> None:

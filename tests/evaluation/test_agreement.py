@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from workbench.evaluation.agreement import Agreement, AgreementMeter
+from workbench.evaluation.agreement import GATE_RELATIVE_L2_P95, Agreement, AgreementMeter
+from workbench.evaluation.tap_error import DIVERGENCE
 
 
 def _agreement(reference, candidate, ids):
@@ -24,7 +25,7 @@ def test_equal_logits_agree():
     assert result.relative_l2_p95 == 0
     assert result.reference_perplexity == result.candidate_perplexity
     assert result.positions == 100
-    assert result.same_model()
+    assert result.same_model("float32")
 
 
 def test_divergence_of_known_odds_has_the_reference_first():
@@ -34,7 +35,7 @@ def test_divergence_of_known_odds_has_the_reference_first():
     assert result.top1 == 0
     assert result.reference_perplexity == pytest.approx((0.8 * 0.2) ** -0.5, rel=1e-5)
     assert result.candidate_perplexity == pytest.approx((0.4 * 0.6) ** -0.5, rel=1e-5)
-    assert not result.same_model()
+    assert not result.same_model("float32")
 
 
 def test_windows_add_up():
@@ -51,12 +52,13 @@ def test_windows_add_up():
 )
 def test_each_part_of_the_gate_can_fail(change):
     good = Agreement(0.0, 0.9, 0.99, 0.05, 10.0, 10.0, 5)
-    assert good.same_model()
-    assert not replace(good, **change).same_model()
+    assert good.same_model("float32")
+    assert not replace(good, **change).same_model("float32")
 
 
-def test_quantized_weights_may_err_more_but_not_without_limit():
-    quantized = Agreement(0.0, 0.9, 0.99, 0.1, 10.0, 10.0, 5)
-    assert not quantized.same_model()
-    assert quantized.same_model(quantized=True)
-    assert not replace(quantized, relative_l2_p95=0.16).same_model(quantized=True)
+@pytest.mark.parametrize("precision", DIVERGENCE)
+def test_every_precision_has_a_limit_of_its_own(precision):
+    limit = GATE_RELATIVE_L2_P95[precision]
+    good = Agreement(0.0, 0.9, 0.99, limit, 10.0, 10.0, 5)
+    assert good.same_model(precision)
+    assert not replace(good, relative_l2_p95=limit * 1.01).same_model(precision)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from workbench.evaluation.perplexity import Perplexity, next_token_nll, perplexity
+from workbench.errors import LimitError
+from workbench.evaluation.perplexity import Perplexity, next_token_nll, paired_change, perplexity
 
 
 class Uniform:
@@ -51,3 +52,21 @@ def test_progress_counts_windows():
 
 def test_perplexity_of_known_values():
     assert Perplexity((0.0, 2.0), 10).value == pytest.approx(math.e)
+
+
+def test_paired_change_of_a_constant_difference_is_certain():
+    change = paired_change(Perplexity((1.1, 2.1, 3.1), 30), Perplexity((1.0, 2.0, 3.0), 30))
+    assert change.relative == pytest.approx(math.expm1(0.1))
+    assert (change.low, change.high) == pytest.approx((change.relative, change.relative))
+
+
+def test_paired_change_that_windows_disagree_on_holds_zero():
+    change = paired_change(Perplexity((1.1, 0.9) * 8, 160), Perplexity((1.0,) * 16, 160))
+    assert change.relative == pytest.approx(0, abs=1e-12)
+    assert change.low < -0.01
+    assert change.high > 0.01
+
+
+def test_paired_change_needs_the_same_windows():
+    with pytest.raises(LimitError, match="2 windows against 1; use the same windows"):
+        paired_change(Perplexity((1.0, 2.0), 20), Perplexity((1.0,), 10))

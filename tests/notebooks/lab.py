@@ -69,8 +69,8 @@ def open_notebook(lab: Lab, name: str, chromium: str) -> Iterator[Any]:
         page = browser.new_page(viewport={"width": 1200, "height": 1100})
         page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}&reset")
         page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext", timeout=60_000)
-        page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")
-        page.evaluate("window.jupyterapp.shell.currentWidget.revealed")
+        page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.isReady", timeout=60_000)
+        page.wait_for_function("window.jupyterapp.shell.currentWidget.isRevealed ?? true", timeout=60_000)
         try:
             yield page
         finally:

@@ -16,6 +16,7 @@ from lab import find_chromium, open_notebook, running_lab
 
 CHROMIUM = find_chromium()
 SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
+COMMAND_MS = 240_000
 NOTEBOOK = "00_start_here.ipynb"
 
 pytestmark = [
@@ -35,7 +36,7 @@ def test_a_click_draws_another_tap(notebooks, tmp_path):
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         _command(page, "application:toggle-left-area")
-        assert _command(page, "notebook:run-all-cells"), "a cell failed"
+        assert _command(page, "notebook:run-all-cells"), "a cell failed, or all of them took too long"
         panel = _Panel(page)
         first = panel.picture()
 
@@ -67,7 +68,11 @@ def _look(page, panel):
 
 
 def _command(page, name, arguments=None):
-    return page.evaluate("([name, given]) => window.jupyterapp.commands.execute(name, given)", [name, arguments or {}])
+    """What a JupyterLab command returns; null when it takes longer than ``COMMAND_MS``."""
+    script = """([name, given, limit]) => Promise.race([
+        window.jupyterapp.commands.execute(name, given),
+        new Promise((resolve) => setTimeout(() => resolve(null), limit))])"""
+    return page.evaluate(script, [name, arguments or {}, COMMAND_MS])
 
 
 class _Panel:

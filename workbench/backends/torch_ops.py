@@ -149,8 +149,14 @@ def quantize_input(x: Tensor, weight: SmoothQuantWeight) -> tuple[Tensor, Tensor
 
 def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """``[..., in] int8 @ [out, in].T int8 -> [..., out] int32``, exact on every machine."""
-    rows = x.reshape(-1, x.shape[-1])
-    return torch._int_mm(rows, weight.t()).view(*x.shape[:-1], weight.shape[0])
+    rows, columns = x.reshape(-1, x.shape[-1]), weight.shape[0]
+    if rows.is_cuda:
+        # The CUDA kernel takes more than 16 rows and multiples of 8 columns; zeros change no sum.
+        wide = -x.shape[-1] % 8
+        rows, weight = functional.pad(rows, (0, wide, 0, max(0, 17 - len(rows)))), functional.pad(weight, (0, wide))
+        weight = functional.pad(weight, (0, 0, 0, -columns % 8))
+    product = torch._int_mm(rows, weight.t())
+    return product[: x.numel() // x.shape[-1], :columns].reshape(*x.shape[:-1], columns)
 
 
 def rotate(x: Tensor, tables: RotaryTables, positions: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from workbench.evaluation.perplexity import next_token_nll
 # "The same model": nineteen of twenty positions point the same way, with small error, and mostly choose the same token.
 GATE_COSINE_P5 = 0.99
 GATE_TOP1 = 0.9
-GATE_RELATIVE_L2_P95 = 0.05
-# Sound 8-bit weights alone put the logits of the embedded model at 0.07 (KL 0.004 nats, cosine 0.998).
-GATE_RELATIVE_L2_P95_QUANTIZED = 0.15
+# By the candidate's precision. Sound bfloat16 puts the logits of the embedded model at 0.04, sound 8-bit weights at
+# 0.07 (KL 0.004 nats, cosine 0.998).
+GATE_RELATIVE_L2_P95 = {"float64": 0.05, "float32": 0.05, "float16": 0.05, "bfloat16": 0.1, "int8": 0.15}
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Agreement:
     candidate_perplexity: float
     positions: int
 
-    def same_model(self, *, quantized: bool = False) -> bool:
-        """Whether the gate passes; NaN anywhere fails it. Quantized weights are allowed a larger error."""
-        limit = GATE_RELATIVE_L2_P95_QUANTIZED if quantized else GATE_RELATIVE_L2_P95
+    def same_model(self, precision: str) -> bool:
+        """Whether the gate passes for a candidate of that precision; NaN anywhere fails it."""
+        limit = GATE_RELATIVE_L2_P95[precision]
         return self.cosine_p5 >= GATE_COSINE_P5 and self.relative_l2_p95 <= limit and self.top1 >= GATE_TOP1
 
 

@@ -20,7 +20,6 @@ from workbench.evaluation.tap_error import DIVERGENCE, TapError, diverges
 from workbench.evaluation.tap_stream import HasTaps, TapStream
 from workbench.model.taps import split_tap
 from workbench.progress import ProgressEvent, Reporter, silent
-from workbench.recipe import DTYPES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +97,7 @@ class LayerDiff:
 
     def __bool__(self) -> bool:
         """Whether the logits pass the gate of "the same model" (:meth:`Agreement.same_model`)."""
-        return self.summary.same_model(quantized=self.precision not in (*DTYPES, "float64"))
+        return self.summary.same_model(self.precision)
 
     @property
     def precision(self) -> str:

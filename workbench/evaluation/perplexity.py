@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workbench.errors import LimitError
 from workbench.progress import ProgressEvent, Reporter, silent
 
 
@@ -60,3 +61,34 @@ def perplexity(model: HasLogits, windows: Tensor, report: Reporter = silent) -> 
         values.append(float(next_token_nll(model.logits(ids[None])[0], ids).double().mean()))
         report(ProgressEvent("perplexity", done, len(windows), "windows"))
     return Perplexity(tuple(values), windows.shape[0] * (windows.shape[1] - 1))
+
+
+@dataclass(frozen=True)
+class PairedChange:
+    """How much a candidate's perplexity differs from a reference's on the same windows.
+
+    Attributes:
+        relative: candidate / reference - 1.
+        low, high: bounds of a 95 % bootstrap interval over windows; a change whose interval holds 0 is none.
+    """
+
+    relative: float
+    low: float
+    high: float
+
+
+def paired_change(candidate: Perplexity, reference: Perplexity, resamples: int = 4000) -> PairedChange:
+    """The change in perplexity with a paired bootstrap interval (percentiles; the same windows drawn for both).
+
+    Raises:
+        LimitError: the two were taken on different numbers of windows.
+    """
+    if len(candidate.window_nll) != len(reference.window_nll):
+        raise LimitError(
+            f"{len(candidate.window_nll)} windows against {len(reference.window_nll)}", fix="use the same windows"
+        )
+    wide = torch.float64
+    difference = torch.tensor(candidate.window_nll, dtype=wide) - torch.tensor(reference.window_nll, dtype=wide)
+    drawn = torch.randint(len(difference), (resamples, len(difference)), generator=torch.Generator().manual_seed(0))
+    low, high = difference[drawn].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=wide)).expm1().tolist()
+    return PairedChange(float(difference.mean().expm1()), low, high)

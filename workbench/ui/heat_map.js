@@ -65,7 +65,7 @@ function render({ model, el }) {
     event.preventDefault();
     event.stopPropagation(); // Jupyter moves between cells with the same keys.
   };
-  model.on("change:colors", draw);
+  model.on("change:texts", draw); // Two metrics may share every colour, but never the texts.
   model.on("change:selected", mark);
   draw();
 }
