@@ -79,7 +79,10 @@ class SmoothQuant:
     groups: tuple[str, ...] = _choice(
         tuple(SMOOTHING_GROUPS), "--groups", "smoothing groups to smooth", choices=tuple(SMOOTHING_GROUPS)
     )
-    alpha_by_group: Mapping[str, float] = field(default_factory=dict)
+    alpha_by_group: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={"flags": ["--alpha_by_group"], "help": "exceptions to alpha, as layers.N.GROUP=ALPHA"},
+    )
 
     def __post_init__(self) -> None:
         _require_one_of("weights.weight", self.weight, WEIGHT_SCALES)
@@ -185,7 +188,9 @@ class Recipe:
     keep: tuple[str, ...] = _choice(
         ("lm_head",), "--keep", "linear layers left in dtype, such as lm_head or layers.*.mlp.down"
     )
-    kv_cache: Int8KVCache | None = _choice(None, "--kv_cache", "how keys and values are stored", choices=("none", "int8"))
+    kv_cache: Int8KVCache | None = _choice(
+        None, "--kv_cache", "how keys and values are stored", choices=("none", "int8")
+    )
     build: BuildLimits = field(default_factory=BuildLimits)
 
     def __post_init__(self) -> None:
@@ -280,12 +285,19 @@ def _flags_of(owner: Any) -> list[str]:
         value = getattr(owner, item.name)
         if "flags" not in item.metadata or value == getattr(default, item.name):
             continue
-        words.append(item.metadata["flags"][0])
-        if item.name in ("weights", "kv_cache"):
-            words.append("none" if value is None else value.kind)
-        else:
-            words.extend(map(str, value if isinstance(value, tuple) else (value,)))
+        words += [item.metadata["flags"][0], *_flag_values(value)]
     return words
+
+
+def _flag_values(value: Any) -> list[str]:
+    """The words after a flag that give it this value."""
+    if value is None:
+        return ["none"]
+    if hasattr(value, "kind"):
+        return [value.kind]
+    if isinstance(value, Mapping):
+        return [f"{name}={number}" for name, number in value.items()]
+    return [str(item) for item in (value if isinstance(value, tuple) else (value,))]
 
 
 def _require_alpha(name: str, value: float) -> None:

@@ -60,6 +60,14 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
+class EnginePlace:
+    """Where the engine folder and the checkpoint that it points at stand once all is done."""
+
+    engine_dir: Path
+    checkpoint_dir: Path
+
+
+@dataclass(frozen=True)
 class BuildReport:
     """What was built.
 
@@ -134,41 +142,60 @@ def build_engine(
         raise WorkbenchError(f"verify is {options.verify!r}", allowed=", ".join(VERIFY))
     output = Path(output_dir)
     checkpoint = load_checkpoint(checkpoint_dir)
-    recipe = dataclasses.replace(checkpoint.recipe, build=options.limits or checkpoint.recipe.build)
     needed = _weight_bytes(checkpoint)
     check_output(output, force=options.force, needed_bytes=needed)
+    product_for_building()
+    with output_folder(output, force=options.force, needed_bytes=needed) as folder:
+        return write_engine(folder, checkpoint, EnginePlace(output, checkpoint.folder), options, report)
+
+
+def write_engine(
+    folder: Path, checkpoint: Checkpoint, place: EnginePlace, options: BuildOptions, report: Reporter = silent
+) -> BuildReport:
+    """Write ``rank0.engine`` and ``config.json`` into a folder that takes its name later.
+
+    Args:
+        folder: exists; what is in it stays.
+        checkpoint: what the engine is built from.
+        place: where folder and checkpoint will stand in the end.
+        options: limits and check; whether to replace an output is the caller's to know.
+        report: told the steps.
+
+    Raises:
+        BackendError, BuildError, GateError, Cancelled: as :func:`build_engine`.
+    """
     product = product_for_building()
     trt = product.trt
+    recipe = dataclasses.replace(checkpoint.recipe, build=options.limits or checkpoint.recipe.build)
     logger = collecting_logger(trt)
     builder = trt.Builder(logger)
     network = network_of(trt, builder, checkpoint, recipe)
     check = _checked(trt, network, options, report)
-    with output_folder(output, force=options.force, needed_bytes=needed) as folder:
-        start = time.perf_counter()
-        targets = _build_plan(product, builder, network, plan_path(folder), report)
-        seconds = time.perf_counter() - start
-        kernels = parse_kernels(logger.messages)
-        outcome = BuildReport(
-            engine_dir=output,
-            product=product.name,
-            version=product.version,
-            targets=targets,
-            plan_bytes=plan_path(folder).stat().st_size,
-            seconds=seconds,
-            check=check,
-            linears=_linears(network, kernels),
-            statistics=engine_statistics(logger.messages),
-        )
-        config = EngineConfig(
-            folder=output,
-            product=product.name,
-            version=product.version,
-            targets=targets,
-            recipe=recipe,
-            checkpoint_dir=checkpoint.folder,
-            checkpoint_checksum=checkpoint.checksum,
-        )
-        write_engine_config(folder, config, outcome.to_dict())
+    start = time.perf_counter()
+    targets = _build_plan(product, builder, network, plan_path(folder), report)
+    seconds = time.perf_counter() - start
+    kernels = parse_kernels(logger.messages)
+    outcome = BuildReport(
+        engine_dir=place.engine_dir,
+        product=product.name,
+        version=product.version,
+        targets=targets,
+        plan_bytes=plan_path(folder).stat().st_size,
+        seconds=seconds,
+        check=check,
+        linears=_linears(network, kernels),
+        statistics=engine_statistics(logger.messages),
+    )
+    config = EngineConfig(
+        folder=place.engine_dir,
+        product=product.name,
+        version=product.version,
+        targets=targets,
+        recipe=recipe,
+        checkpoint_dir=place.checkpoint_dir,
+        checkpoint_checksum=checkpoint.checksum,
+    )
+    write_engine_config(folder, config, outcome.to_dict())
     return outcome
 
 
