@@ -11,7 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import RecipeError
-from workbench.recipe import DTYPES, SITES, TARGETS, BuildLimits, Int8WeightOnly, Recipe
+from workbench.recipe import (
+    DTYPES,
+    INPUT_SCALES,
+    INT4_GROUPS,
+    KV_SCALES,
+    SITES,
+    SMOOTHING_GROUPS,
+    TARGETS,
+    WEIGHT_SCALES,
+    BuildLimits,
+    Int4WeightOnly,
+    Int8KVCache,
+    Int8WeightOnly,
+    Recipe,
+    SmoothQuant,
+)
 
 _names = st.one_of(
     st.just("lm_head"),
@@ -28,7 +43,20 @@ _quantized = st.builds(
     Recipe,
     model=st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20),
     dtype=st.sampled_from(DTYPES),
-    weights=st.just(Int8WeightOnly()),
+    weights=st.one_of(
+        st.just(Int8WeightOnly()),
+        st.builds(Int4WeightOnly, group_size=st.sampled_from((0, *INT4_GROUPS))),
+        st.builds(
+            SmoothQuant,
+            weight=st.sampled_from(WEIGHT_SCALES),
+            activation=st.sampled_from(INPUT_SCALES),
+            alpha=st.floats(0.0, 1.0),
+            groups=st.just(tuple(SMOOTHING_GROUPS)),
+            alpha_by_group=st.dictionaries(st.just("layers.3.down"), st.floats(0.0, 1.0)),
+        ),
+    ),
+    kv_cache=st.none()
+    | st.builds(Int8KVCache, granularity=st.sampled_from(KV_SCALES), percentile=st.floats(50.0, 100.0)),
     keep=st.lists(_names, max_size=4, unique=True).map(tuple),
     build=_build,
 )
@@ -67,6 +95,20 @@ def test_a_recipe_says_only_what_differs_on_the_command_line() -> None:
     assert recipe.to_cli() == ["--model_dir", "m", "--weights", "int8", "--max_batch_size", "2", "--targets", "sm89"]
 
 
+def test_the_fields_of_a_kind_follow_it_on_the_command_line() -> None:
+    smooth = SmoothQuant(alpha=0.5, groups=("qkv", "down"), alpha_by_group={"layers.3.down": 0.7})
+    assert " ".join(Recipe(weights=smooth, kv_cache=Int8KVCache("per_tensor")).to_cli()) == (
+        "--weights smoothquant --kv_cache int8 --alpha 0.5 --groups qkv down --alpha_by_group layers.3.down=0.7 "
+        "--kv_granularity per_tensor"
+    )
+
+
+def test_an_alpha_of_its_own_wins_where_its_group_is_smoothed() -> None:
+    smooth = SmoothQuant(alpha=0.5, groups=("qkv", "down"), alpha_by_group={"layers.3.down": 0.7})
+    assert [smooth.alpha_of(layer, "down") for layer in (2, 3)] == [0.5, 0.7]
+    assert smooth.alpha_of(3, "o") is None
+
+
 @pytest.mark.parametrize(
     ("keep", "linear", "quantized"),
     [
@@ -93,12 +135,33 @@ def test_sequence_length_is_prompt_and_output() -> None:
 
 
 MESSAGES: list[tuple[Any, str]] = [
-    ({"dtpye": "float16"}, "the recipe has the unknown key 'dtpye'; allowed: model, dtype, weights, keep, build; "
-                           "did you mean 'dtype'?"),
+    ({"dtpye": "float16"}, "the recipe has the unknown key 'dtpye'; allowed: model, dtype, weights, keep, kv_cache, "
+                           "build; did you mean 'dtype'?"),
     ({"build": {"max_batchsize": 2}}, "build has the unknown key 'max_batchsize'; allowed: max_batch_size, "
                                       "max_input_len, max_output_len, targets; did you mean 'max_batch_size'?"),
     ({"weights": {"kind": "int8", "group": 64}}, "weights of kind int8 has the unknown key 'group'"),
-    ({"weights": {"kind": "int9"}}, "weights.kind is 'int9'; allowed: int8; did you mean 'int8'?"),
+    ({"weights": {"kind": "int9"}}, "weights.kind is 'int9'; allowed: int8, int4, smoothquant; did you mean"),
+    ({"weights": {"kind": "int4", "group_size": 16}}, "weights.group_size is 16; allowed: 128, 64, 32, or 0 for one"),
+    ({"weights": {"kind": "int4", "group_size": 32.0}}, "weights.group_size is 32.0; allowed: a whole number"),
+    ({"weights": {"kind": "smoothquant", "alpha": 1.5}}, "weights.alpha is 1.5; allowed: 0 to 1"),
+    ({"weights": {"kind": "smoothquant", "alpha": float("nan")}}, "weights.alpha is nan; allowed: 0 to 1"),
+    ({"weights": {"kind": "smoothquant", "alpha": "half"}}, "weights.alpha is 'half'; allowed: a number"),
+    ({"weights": {"kind": "smoothquant", "weight": "per_row"}}, "weights.weight is 'per_row'; allowed: per_channel, "),
+    ({"weights": {"kind": "smoothquant", "activation": "per_tokn"}}, "weights.activation is 'per_tokn'; allowed: "
+                                                                     "per_token, per_tensor; did you mean"),
+    ({"weights": {"kind": "smoothquant", "groups": ["gate"]}}, "weights.groups is 'gate'; allowed: qkv, o, gate_up, "
+                                                               "down; did you mean 'gate_up'?"),
+    ({"weights": {"kind": "smoothquant", "alpha_by_group": {"layers.*.down": 1}}},
+     "weights.alpha_by_group names 'layers.*.down'; allowed: layers.N.GROUP, GROUP one of qkv, o, gate_up, down"),
+    ({"weights": {"kind": "smoothquant", "groups": ["o"], "alpha_by_group": {"layers.0.down": 1}}},
+     "weights.alpha_by_group names 'layers.0.down', but down is not among weights.groups; add down to groups"),
+    ({"weights": {"kind": "smoothquant", "alpha_by_group": {"layers.0.down": 2}}},
+     "weights.alpha_by_group['layers.0.down'] is 2.0; allowed: 0 to 1"),
+    ({"weights": {"kind": "smoothquant", "alpha_by_group": [1]}}, "weights.alpha_by_group is [1]; allowed: a mapping"),
+    ({"kv_cache": {"kind": "int4"}}, "kv_cache.kind is 'int4'; allowed: int8"),
+    ({"kv_cache": {"kind": "int8", "granularity": "per_token"}}, "kv_cache.granularity is 'per_token'; allowed: "
+                                                                 "per_head, per_tensor"),
+    ({"kv_cache": {"kind": "int8", "percentile": 10}}, "kv_cache.percentile is 10.0; allowed: 50 to 100"),
     ({"weights": "int8"}, "weights is 'int8'; allowed: null or a mapping with 'kind'; write weights: {kind: int8}"),
     ({"weights": {"bits": 8}}, "weights is {'bits': 8}; allowed: null or a mapping with 'kind'"),
     ({"dtype": "bfloat"}, "dtype is 'bfloat'; allowed: float32, float16, bfloat16; did you mean 'bfloat16'?"),

@@ -19,7 +19,21 @@ from workbench.errors import RecipeError, nearest
 DTYPES = ("float32", "float16", "bfloat16")
 TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 SITES = ("attention.qkv", "attention.o", "mlp.gate_up", "mlp.down")
+# The linear layers that share one smoothing scale, by the name that a recipe gives them.
+SMOOTHING_GROUPS = {"qkv": "attention.qkv", "o": "attention.o", "gate_up": "mlp.gate_up", "down": "mlp.down"}
+INT4_GROUPS = (128, 64, 32)
 _LINEAR_PATTERN = re.compile(r"lm_head|layers\.(\d+|\*)\.(\*|" + "|".join(map(re.escape, SITES)) + ")")
+
+
+WEIGHT_SCALES = ("per_channel", "per_tensor")
+INPUT_SCALES = ("per_token", "per_tensor")
+KV_SCALES = ("per_head", "per_tensor")
+_GROUP_NAME = re.compile(r"layers\.\d+\.(" + "|".join(SMOOTHING_GROUPS) + ")")
+
+
+def _choice(default: Any, flags: str, text: str, **extra: Any) -> Any:
+    """A dataclass field that is also a command line flag."""
+    return field(default=default, metadata={"flags": flags.split(), "help": text, **extra})
 
 
 @dataclass(frozen=True)
@@ -29,13 +43,98 @@ class Int8WeightOnly:
     kind: ClassVar[str] = "int8"
 
 
-WeightQuantization = Int8WeightOnly
-WEIGHT_KINDS: dict[str, type[WeightQuantization]] = {cls.kind: cls for cls in (Int8WeightOnly,)}
+@dataclass(frozen=True)
+class Int4WeightOnly:
+    """INT4 weights, symmetric, with one float16 scale per group of input channels; activations stay in the dtype."""
+
+    kind: ClassVar[str] = "int4"
+    group_size: int = _choice(
+        128, "--group_size", "input channels that share an INT4 scale; 0 for one scale per output channel"
+    )
+
+    def __post_init__(self) -> None:
+        if self.group_size not in (0, *INT4_GROUPS):
+            raise RecipeError(
+                f"weights.group_size is {self.group_size}",
+                allowed=", ".join(map(str, INT4_GROUPS)) + ", or 0 for one scale per output channel",
+            )
 
 
-def _choice(default: Any, flags: str, text: str, **extra: Any) -> Any:
-    """A dataclass field that is also a command line flag."""
-    return field(default=default, metadata={"flags": flags.split(), "help": text, **extra})
+@dataclass(frozen=True)
+class SmoothQuant:
+    """INT8 weights and INT8 activations, with the difficulty moved from one to the other (arXiv:2211.10438).
+
+    Attributes:
+        weight: one scale per output channel, or one per projection (q, k, v, gate and up have one each).
+        activation: one scale per token, found at run time, or one per linear layer, from calibration.
+        alpha: how much of an activation's range moves into the weight: 0 none, 1 all.
+        groups: smoothing groups that are smoothed; the others are quantized as they are.
+        alpha_by_group: exceptions to ``alpha``, by ``layers.N.GROUP``.
+    """
+
+    kind: ClassVar[str] = "smoothquant"
+    weight: str = _choice("per_channel", "--sq_weight", "SmoothQuant weight scales", choices=WEIGHT_SCALES)
+    activation: str = _choice("per_token", "--sq_activation", "SmoothQuant activation scales", choices=INPUT_SCALES)
+    alpha: float = _choice(0.85, "--alpha", "SmoothQuant migration strength, 0 to 1")
+    groups: tuple[str, ...] = _choice(
+        tuple(SMOOTHING_GROUPS), "--groups", "smoothing groups to smooth", choices=tuple(SMOOTHING_GROUPS)
+    )
+    alpha_by_group: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={"flags": ["--alpha_by_group"], "help": "exceptions to alpha, as layers.N.GROUP=ALPHA"},
+    )
+
+    def __post_init__(self) -> None:
+        _require_one_of("weights.weight", self.weight, WEIGHT_SCALES)
+        _require_one_of("weights.activation", self.activation, INPUT_SCALES)
+        _require_alpha("weights.alpha", self.alpha)
+        for group in self.groups:
+            _require_one_of("weights.groups", group, tuple(SMOOTHING_GROUPS))
+        for name, alpha in self.alpha_by_group.items():
+            match = _GROUP_NAME.fullmatch(str(name))
+            if not match:
+                raise RecipeError(
+                    f"weights.alpha_by_group names {name!r}",
+                    allowed="layers.N.GROUP, GROUP one of " + ", ".join(SMOOTHING_GROUPS),
+                )
+            if match[1] not in self.groups:
+                raise RecipeError(
+                    f"weights.alpha_by_group names {name!r}, but {match[1]} is not among weights.groups",
+                    fix=f"add {match[1]} to groups, or remove the entry",
+                )
+            _require_alpha(f"weights.alpha_by_group[{name!r}]", alpha)
+
+    def alpha_of(self, layer: int, group: str) -> float | None:
+        """The migration strength of one smoothing group; None where it is not smoothed."""
+        return self.alpha_by_group.get(f"layers.{layer}.{group}", self.alpha) if group in self.groups else None
+
+    def __hash__(self) -> int:
+        return hash((self.weight, self.activation, self.alpha, self.groups, tuple(sorted(self.alpha_by_group.items()))))
+
+
+WeightQuantization = Int8WeightOnly | Int4WeightOnly | SmoothQuant
+WEIGHT_KINDS: dict[str, type[WeightQuantization]] = {
+    cls.kind: cls for cls in (Int8WeightOnly, Int4WeightOnly, SmoothQuant)
+}
+
+
+@dataclass(frozen=True)
+class Int8KVCache:
+    """INT8 keys (after RoPE) and values, each with scales of its own, from calibration.
+
+    Attributes:
+        granularity: one scale per KV head, or one per layer.
+        percentile: of the calibrated magnitudes that a scale covers; what lies beyond is clipped. 100 covers all.
+    """
+
+    kind: ClassVar[str] = "int8"
+    granularity: str = _choice("per_head", "--kv_granularity", "INT8 KV cache scales", choices=KV_SCALES)
+    percentile: float = _choice(100.0, "--kv_percentile", "share of calibrated K and V magnitudes covered, in percent")
+
+    def __post_init__(self) -> None:
+        _require_one_of("kv_cache.granularity", self.granularity, KV_SCALES)
+        if not 50.0 <= self.percentile <= 100.0:
+            raise RecipeError(f"kv_cache.percentile is {self.percentile}", allowed="50 to 100")
 
 
 @dataclass(frozen=True)
@@ -76,6 +175,7 @@ class Recipe:
         model: the HF checkpoint's folder, as given; empty when the recipe is not bound to a model.
         dtype: type of activations and of every weight that is not quantized.
         weights: how linear layers are quantized; None leaves them in ``dtype``.
+        kv_cache: how keys and values are stored; None stores them in ``dtype``.
         keep: linear layers left in ``dtype``; ``*`` stands for every layer or site (``layers.*.mlp.down``).
         build: limits and targets of an engine.
     """
@@ -87,6 +187,9 @@ class Recipe:
     )
     keep: tuple[str, ...] = _choice(
         ("lm_head",), "--keep", "linear layers left in dtype, such as lm_head or layers.*.mlp.down"
+    )
+    kv_cache: Int8KVCache | None = _choice(
+        None, "--kv_cache", "how keys and values are stored", choices=("none", "int8")
     )
     build: BuildLimits = field(default_factory=BuildLimits)
 
@@ -136,7 +239,9 @@ class Recipe:
         """The recipe that a mapping states; absent keys take their defaults."""
         values = _known(content, cls, "the recipe")
         if "weights" in values:
-            values["weights"] = _weights_from(values["weights"])
+            values["weights"] = _variant_from(values["weights"], "weights", WEIGHT_KINDS)
+        if "kv_cache" in values:
+            values["kv_cache"] = _variant_from(values["kv_cache"], "kv_cache", {Int8KVCache.kind: Int8KVCache})
         if "build" in values:
             limits = _known(values["build"], BuildLimits, "build")
             values["build"] = BuildLimits(**_typed(limits, BuildLimits, "build."))
@@ -144,12 +249,12 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that :meth:`from_dict` reads; tuples become lists."""
-        weights = None if self.weights is None else {"kind": self.weights.kind, **dataclasses.asdict(self.weights)}
         return {
             "model": self.model,
             "dtype": self.dtype,
-            "weights": weights,
+            "weights": _variant_to(self.weights),
             "keep": list(self.keep),
+            "kv_cache": _variant_to(self.kv_cache),
             "build": {**dataclasses.asdict(self.build), "targets": list(self.build.targets)},
         }
 
@@ -166,17 +271,38 @@ class Recipe:
     def to_cli(self) -> list[str]:
         """The flags of ``workbench convert`` and ``workbench build`` that state this recipe; defaults are left out."""
         words: list[str] = []
-        for owner, default in ((self, Recipe()), (self.build, BuildLimits())):
-            for item in dataclasses.fields(owner):
-                value = getattr(owner, item.name)
-                if "flags" not in item.metadata or value == getattr(default, item.name):
-                    continue
-                words.append(item.metadata["flags"][0])
-                if item.name == "weights":
-                    words.append("none" if value is None else value.kind)
-                else:
-                    words.extend(map(str, value if isinstance(value, tuple) else (value,)))
+        for owner in (self, self.weights, self.kv_cache, self.build):
+            if owner is not None:
+                words += _flags_of(owner)
         return words
+
+
+def _flags_of(owner: Any) -> list[str]:
+    """Flags for the fields of one part of a recipe that differ from their defaults."""
+    words: list[str] = []
+    default = type(owner)()
+    for item in dataclasses.fields(owner):
+        value = getattr(owner, item.name)
+        if "flags" not in item.metadata or value == getattr(default, item.name):
+            continue
+        words += [item.metadata["flags"][0], *_flag_values(value)]
+    return words
+
+
+def _flag_values(value: Any) -> list[str]:
+    """The words after a flag that give it this value."""
+    if value is None:
+        return ["none"]
+    if hasattr(value, "kind"):
+        return [value.kind]
+    if isinstance(value, Mapping):
+        return [f"{name}={number}" for name, number in value.items()]
+    return [str(item) for item in (value if isinstance(value, tuple) else (value,))]
+
+
+def _require_alpha(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise RecipeError(f"{name} is {value}", allowed="0 to 1")
 
 
 def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -197,18 +323,27 @@ def _known(content: Any, cls: type, place: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _weights_from(content: Any) -> WeightQuantization | None:
+def _variant_from(content: Any, name: str, kinds: Mapping[str, type]) -> Any:
+    """One of several dataclasses, chosen by ``kind``; null is None."""
     if content is None:
         return None
     if not isinstance(content, Mapping) or "kind" not in content:
         raise RecipeError(
-            f"weights is {content!r}", allowed="null or a mapping with 'kind'", fix="write weights: {kind: int8}"
+            f"{name} is {content!r}", allowed="null or a mapping with 'kind'", fix=f"write {name}: {{kind: int8}}"
         )
     kind = content["kind"]
-    _require_one_of("weights.kind", kind, tuple(WEIGHT_KINDS))
-    cls = WEIGHT_KINDS[kind]
+    _require_one_of(f"{name}.kind", kind, tuple(kinds))
+    cls = kinds[kind]
     rest = {key: value for key, value in content.items() if key != "kind"}
-    return cls(**_typed(_known(rest, cls, f"weights of kind {kind}"), cls, "weights."))
+    return cls(**_typed(_known(rest, cls, f"{name} of kind {kind}"), cls, f"{name}."))
+
+
+def _variant_to(variant: WeightQuantization | Int8KVCache | None) -> dict[str, Any] | None:
+    if variant is None:
+        return None
+    values = {item.name: getattr(variant, item.name) for item in dataclasses.fields(variant)}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {"kind": variant.kind, **{key: dict(v) if isinstance(v, Mapping) else v for key, v in plain.items()}}
 
 
 def _typed(values: dict[str, Any], cls: type, prefix: str) -> dict[str, Any]:
@@ -220,7 +355,23 @@ def _typed(values: dict[str, Any], cls: type, prefix: str) -> dict[str, Any]:
             if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
                 raise RecipeError(f"{prefix}{name} is {value!r}", allowed="a list of names")
             values[name] = tuple(value)
+        elif hint == Mapping[str, float]:
+            values[name] = _numbers(value, prefix + name)
+        elif hint is float:
+            values[name] = _number(value, prefix + name)
         elif not isinstance(value, get_args(hint) or hint) or (hint is int and isinstance(value, bool)):
             wanted = {int: "a whole number", str: "a text"}.get(hint, str(hint))
             raise RecipeError(f"{prefix}{name} is {value!r}", allowed=wanted)
     return values
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RecipeError(f"{name} is {value!r}", allowed="a number")
+    return float(value)
+
+
+def _numbers(value: Any, name: str) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{name} is {value!r}", allowed="a mapping of names to numbers")
+    return {str(key): _number(item, f"{name}[{str(key)!r}]") for key, item in value.items()}

@@ -14,10 +14,10 @@ from tests.backends.network_runner import Build, run_in_network
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.cpu_ops import CpuOps
 from workbench.backends.torch_ops import TorchOps
-from workbench.model.numerics import quantize_per_channel
+from workbench.model.numerics import pack_int4, quantize_int4_groups, quantize_per_channel
 from workbench.model.ops import AttentionSpec, LayerCache, NewRows, Step
 from workbench.model.rotary import RotaryTables
-from workbench.model.weights import DenseWeight, Int8Weight, KVScales, LinearWeight, SmoothQuantWeight
+from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, KVScales, LinearWeight, SmoothQuantWeight
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BATCH, SEQ, WIDTH, HEAD_DIM, ROWS = 3, 5, 48, 16, 12
@@ -39,8 +39,15 @@ def _linear(kind: str, dtype: torch.dtype) -> LinearWeight:
     weight, bias = _random(64, WIDTH, seed=3) / WIDTH**0.5, _random(64, seed=4).to(dtype)
     if kind.startswith("dense"):
         return DenseWeight(weight.to(dtype), bias if kind == "dense_bias" else None)
+    if kind.startswith("int4"):
+        group = int(kind.removeprefix("int4_"))
+        nibbles, groups = quantize_int4_groups(weight, group)
+        return Int4GroupWeight(pack_int4(nibbles), groups, group or WIDTH, bias)
     integers, scale = quantize_per_channel(weight)
-    return Int8Weight(integers, scale, bias) if kind == "int8" else SmoothQuantWeight(integers, scale, bias)
+    if kind == "int8":
+        return Int8Weight(integers, scale, bias)
+    # Small enough that some activations lie outside and are clipped.
+    return SmoothQuantWeight(integers, scale, bias, torch.tensor(0.015) if kind == "smoothquant_static" else None)
 
 
 def _norm_case(dtype: torch.dtype, with_residual: bool) -> Case:
@@ -129,7 +136,8 @@ def make_case(operation: str, dtype: torch.dtype) -> Case:
 
 OPERATIONS = [
     "embedding", "add", "swiglu", "gather_last", "to_float32", "add_rms_norm:alone", "add_rms_norm:residual",
-    "linear:dense", "linear:dense_bias", "linear:int8", "linear:smoothquant",
+    "linear:dense", "linear:dense_bias", "linear:int8", "linear:smoothquant", "linear:smoothquant_static",
+    "linear:int4_32", "linear:int4_16", "linear:int4_0",
     "attention:mha", "attention:gqa", "attention:mqa", "attention:int8_per_tensor", "attention:int8_per_head",
 ]  # fmt: skip
 

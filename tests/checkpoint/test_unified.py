@@ -11,12 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.checkpoint.breakable import Breakable
-from workbench.checkpoint import unified_layout as layout
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified import is_checkpoint, load_checkpoint, verify_checksum
 from workbench.errors import CheckpointError
 from workbench.model.numerics import quantize_per_channel
-from workbench.model.weights import DenseWeight, Int8Weight, SmoothQuantWeight
+from workbench.model.weights import DenseWeight, Int8Weight
 from workbench.quantization.convert import convert
 from workbench.recipe import Int8WeightOnly, Recipe
 
@@ -121,12 +120,6 @@ def test_is_checkpoint(checkpoint: Breakable, model: Breakable, tmp_path: Path) 
     assert is_checkpoint(checkpoint.folder)
     assert not is_checkpoint(model.folder)
     assert not is_checkpoint(tmp_path / "nowhere")
-
-
-def test_a_weight_type_that_is_not_stored() -> None:
-    weight = SmoothQuantWeight(torch.zeros(1, 1, dtype=torch.int8), torch.ones(1))
-    with pytest.raises(TypeError, match="does not store SmoothQuantWeight"):
-        layout.pack(weight)
 
 
 # ---- what is refused

@@ -90,7 +90,7 @@ def test_a_json_path_in_no_folder_is_refused_before_any_work(
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convrt"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("workbench: error: 'convrt' is no command; allowed: demo-model, convert, ")
+    assert told.startswith("workbench: error: 'convrt' is no command; allowed: demo-model, calibrate, convert, ")
     assert told.endswith("did you mean 'convert'?\n")
 
 

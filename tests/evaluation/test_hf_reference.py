@@ -12,7 +12,9 @@ from workbench.errors import CheckpointError, LimitError
 from workbench.evaluation.hf_reference import HFReference
 from workbench.model.numerics import quantize_per_channel
 from workbench.model.taps import tap_names
-from workbench.model.weights import Int8Weight, SmoothQuantWeight
+from workbench.model.weights import SmoothQuantWeight
+from workbench.quantization.quantize import quantize_linear
+from workbench.recipe import Int4WeightOnly, Int8WeightOnly
 from workbench.runtime.session import SessionOptions, TorchSession
 
 KINDS = [
@@ -60,10 +62,11 @@ def test_hooks_are_gone_after_a_pass(small_model):
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in reference.model.modules())
 
 
-def test_int8_weights_are_multiplied_out(small_model):
+@pytest.mark.parametrize("how", [Int8WeightOnly(), Int4WeightOnly(64)])
+def test_weight_only_integers_are_multiplied_out(small_model, how):
     model = small_model()
     layer = model.weights.layers[0]
-    down = Int8Weight(*quantize_per_channel(layer.down.weight))
+    down = quantize_linear(layer.down, how, torch.float32)
     weights = replace(model.weights, layers=[replace(layer, down=down), model.weights.layers[1]])
     model = replace(model, weights=weights)
     _, taps = _taps(HFReference.from_weights(model.config, weights, torch.float64), model.ids)

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from workbench.model.numerics import absmax_scale, quantize_int8, quantize_per_channel, quantize_per_token
+from workbench.model.numerics import (
+    absmax_scale,
+    pack_int4,
+    quantize_int4_groups,
+    quantize_int8,
+    quantize_per_channel,
+    quantize_per_tensor,
+    quantize_per_token,
+    unpack_int4,
+)
 
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 
@@ -121,3 +130,101 @@ def test_the_largest_float32_does_not_overflow() -> None:
 
 def test_other_limits() -> None:
     assert absmax_scale(torch.tensor([14.0, 0.0]), limit=7).tolist() == [2.0, 1.0]
+
+
+# ---- one scale for a matrix
+
+
+@settings(max_examples=50, deadline=None)
+@given(weight=matrices(1000.0))
+def test_per_tensor_is_per_channel_of_one_long_row(weight: Tensor) -> None:
+    integers, scale = quantize_per_tensor(weight)
+    row, row_scale = quantize_per_channel(weight.reshape(1, -1))
+    assert scale.shape == ()
+    assert torch.equal(integers.flatten(), row[0])
+    assert torch.equal(scale, row_scale[0])
+
+
+# ---- INT4
+
+
+NIBBLES = arrays.arrays(
+    np.int8, st.tuples(st.integers(1, 6), st.integers(1, 8).map(lambda n: 2 * n)), elements=st.integers(-8, 7)
+)
+GROUPS = st.sampled_from([0, 1, 3, 4, 32, 128])
+
+
+@settings(max_examples=100, deadline=None)
+@given(integers=NIBBLES.map(torch.from_numpy))
+def test_packing_is_undone_by_unpacking(integers: Tensor) -> None:
+    packed = pack_int4(integers)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (integers.shape[0], integers.shape[1] // 2)
+    assert torch.equal(unpack_int4(packed), integers)
+
+
+def test_the_even_channel_is_in_the_low_nibble() -> None:
+    assert pack_int4(torch.tensor([[1, -1, -8, 7]], dtype=torch.int8)).tolist() == [[0xF1, 0x78]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(weight=matrices(1e4), group=GROUPS)
+def test_an_int4_error_is_at_most_half_a_step(weight: Tensor, group: int) -> None:
+    integers, scale = quantize_int4_groups(weight, group)
+    width = group or weight.shape[1]
+    assert scale.dtype == torch.float16
+    assert scale.shape == (weight.shape[0], -(-weight.shape[1] // width))
+    assert int(integers.min()) >= -8
+    assert int(integers.max()) <= 7
+    assert bool((scale > 0).all())
+    steps = scale.double().repeat_interleave(width, 1)[:, : weight.shape[1]]
+    error = (integers.double() * steps - weight.double()).abs()
+    # Rounding the scale to float16 moves 7 steps by 7 * 2**-11, or by 7 halves of its smallest denormal.
+    allowed = steps * (0.5 + 7 * 2.0**-11 + 1e-5) + 7 * 2.0**-25
+    assert bool((error <= allowed).all())
+
+
+@settings(max_examples=100, deadline=None)
+@given(weight=matrices(1e4), group=GROUPS)
+def test_int4_groups_do_not_know_one_another(weight: Tensor, group: int) -> None:
+    integers, scale = quantize_int4_groups(weight, group)
+    width = group or weight.shape[1]
+    for number, start in enumerate(range(0, weight.shape[1], width)):
+        alone, own = quantize_int4_groups(weight[:, start : start + width], 0)
+        assert torch.equal(integers[:, start : start + width], alone)
+        assert torch.equal(scale[:, number], own[:, 0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(integers=NIBBLES.map(torch.from_numpy), exponent=st.integers(-10, 10))
+def test_int4_of_integers_times_a_scale_gives_them_back(integers: Tensor, exponent: int) -> None:
+    integers = integers.clamp(min=-7)
+    integers[:, 0] = 7
+    again, scale = quantize_int4_groups(integers.float() * 2.0**exponent, 0)
+    assert torch.equal(again, integers)
+    assert bool((scale == 2.0**exponent).all())
+
+
+def test_int4_groups_of_zeros_have_scale_one() -> None:
+    integers, scale = quantize_int4_groups(torch.tensor([[0.0, -0.0, 14.0, 0.0]]), 2)
+    assert scale.tolist() == [[1.0, 2.0]]
+    assert integers.tolist() == [[0, 0, 7, 0]]
+
+
+def test_int4_of_denormals_has_a_scale_that_float16_can_hold() -> None:
+    integers, scale = quantize_int4_groups(torch.tensor([[2.0**-149, 0.0, 2.0**-60, -(2.0**-60)]]), 2)
+    # The first underflows in float32 and counts as zero; the second would underflow in float16.
+    assert scale.tolist() == [[1.0, torch.finfo(torch.float16).smallest_normal]]
+    assert integers.tolist() == [[0, 0, 0, 0]]
+
+
+def test_int4_beyond_float16_is_clamped() -> None:
+    integers, scale = quantize_int4_groups(torch.tensor([[1e7, -1e7, 65504.0, 0.0]]), 0)
+    assert scale.tolist() == [[65504.0]]
+    assert integers.tolist() == [[7, -8, 1, 0]]
+
+
+def test_an_outlier_costs_its_int4_group_only() -> None:
+    weight = torch.full((1, 8), 0.07)
+    weight[0, 0] = 1000.0
+    assert quantize_int4_groups(weight, 4)[0].tolist() == [[7, 0, 0, 0, 7, 7, 7, 7]]

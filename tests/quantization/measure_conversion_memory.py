@@ -1,7 +1,8 @@
-"""Measure the anonymous memory of a conversion: ``python tests/quantization/measure_conversion_memory.py``.
+"""Measure the anonymous memory of conversions: ``python tests/quantization/measure_conversion_memory.py``.
 
-Writes a random checkpoint of about 4 GB in InternLM-7B's widths, converts it in a fresh process, and prints one JSON
-line. Anonymous memory (RssAnon) leaves out pages of mapped files, which the system can drop at any time. Linux only.
+Writes a random checkpoint of about 4 GB in InternLM-7B's widths, converts it in a fresh process for each kind, and
+prints one JSON line for each. Anonymous memory (RssAnon) leaves out pages of mapped files, which the system can drop at
+any time. Linux only.
 """
 
 from __future__ import annotations
@@ -15,15 +16,34 @@ import threading
 import time
 from pathlib import Path
 
+import torch
+
 from workbench.checkpoint.demo import RandomModelSpec, write_random_model
 from workbench.checkpoint.huggingface import HFCheckpoint
-from workbench.quantization.convert import convert, plan_conversion
-from workbench.recipe import Int8WeightOnly, Recipe
+from workbench.checkpoint.unified_layout import linear_names, linear_shape, site_of
+from workbench.quantization.calibrated import (
+    CalibratedOptions,
+    convert_calibrated,
+    plan_calibrated,
+    plan_quantized,
+    quantize_calibrated,
+)
+from workbench.quantization.convert import ConversionPlan, convert, plan_conversion
+from workbench.quantization.ranges import ActivationRanges, RangesSource
+from workbench.recipe import Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
 
 FOUR_GB = RandomModelSpec(
     layers=6, hidden=4096, heads=32, intermediate=11008, vocab=103168, dtype="float16", shard_bytes=2_000_000_000
 )
-RECIPE = Recipe(dtype="bfloat16", weights=Int8WeightOnly(), keep=())
+RECIPES = {
+    "int8": Recipe(dtype="bfloat16", weights=Int8WeightOnly(), keep=()),
+    "int4_kv": Recipe(dtype="bfloat16", weights=Int4WeightOnly(), keep=(), kv_cache=Int8KVCache()),
+    "smoothquant_kv": Recipe(
+        dtype="bfloat16", weights=SmoothQuant(activation="per_tensor"), keep=(), kv_cache=Int8KVCache()
+    ),
+}
+CALIBRATED = CalibratedOptions("bfloat16", SmoothQuant())
+KINDS = (*RECIPES, "calibrated", "from_calibrated")
 
 
 def anonymous_bytes() -> int:
@@ -50,27 +70,54 @@ class Peak:
         self._thread.join()
 
 
-def measure(model: Path, out: Path) -> dict[str, float]:
+def random_ranges(source: HFCheckpoint) -> ActivationRanges:
+    """Maxima of the model's shapes; memory does not depend on their values."""
+    config, generator = source.config, torch.Generator().manual_seed(0)
+    shapes = {linear: linear_shape(config, site_of(linear)) for linear in linear_names(config)}
+    heads = {layer: torch.rand(config.num_kv_heads, generator=generator) + 1 for layer in range(config.num_layers)}
+    return ActivationRanges(
+        source=(RangesSource("random", "0" * 64, 1, 1, 1, source.fingerprint(), "float32"),),
+        inputs={linear: torch.rand(shape[1], generator=generator) + 1 for linear, shape in shapes.items()},
+        outputs={linear: torch.rand(shape[0], generator=generator) + 1 for linear, shape in shapes.items()},
+        keys=heads,
+        values=heads,
+    )
+
+
+def run(kind: str, model: Path, out: Path, ranges: ActivationRanges) -> ConversionPlan:
+    """One conversion; returns what was planned for it."""
+    if kind in RECIPES:
+        convert(model, RECIPES[kind], out, ranges=ranges)
+        return plan_conversion(model, RECIPES[kind])
+    if kind == "calibrated":
+        convert_calibrated(model, out, ranges, CALIBRATED)
+        return plan_calibrated(model, ranges, CALIBRATED)
+    quantize_calibrated(model, RECIPES["smoothquant_kv"], out)
+    return plan_quantized(model, RECIPES["smoothquant_kv"])
+
+
+def measure(kind: str, model: Path, out: Path) -> dict[str, float | str]:
     """Convert ``model`` in this process and say what it took."""
-    source = HFCheckpoint.open(model)
-    sizes = [file.places[name].spec.bytes for name, file in source.files.items()]
+    source = None if kind == "from_calibrated" else HFCheckpoint.open(model)
+    ranges = ActivationRanges.load(model) if source is None else random_ranges(source)
+    sizes = [] if source is None else [file.places[name].spec.bytes for name, file in source.files.items()]
     before, start = anonymous_bytes(), time.perf_counter()
     with Peak() as peak:
-        convert(model, RECIPE, out)
+        plan = run(kind, model, out, ranges)
     return {
+        "kind": kind,
         "source_bytes": sum(sizes),
-        "largest_tensor_bytes": max(sizes),
+        "largest_tensor_bytes": max(sizes, default=0),
         "peak_anonymous_bytes": peak.bytes - before,
-        "planned_memory_bytes": plan_conversion(model, RECIPE).memory_bytes,
-        "allowed_bytes": 2 * max(sizes) + 300_000_000,
+        "planned_memory_bytes": plan.memory_bytes,
+        "allowed_bytes": 2 * max(sizes, default=0) + 300_000_000,
         "seconds": round(time.perf_counter() - start, 1),
     }
 
 
-def measure_in_fresh_process(folder: Path, spec: RandomModelSpec = FOUR_GB) -> dict[str, float]:
-    """Write a random model into ``folder`` and convert it in a process of its own."""
-    write_random_model(folder / "model", spec)
-    command = [sys.executable, __file__, "--model", str(folder / "model"), "--out", str(folder / "checkpoint")]
+def measure_in_fresh_process(kind: str, model: Path, out: Path) -> dict[str, float]:
+    """Convert ``model`` in a process of its own; a calibrated checkpoint is the model of "from_calibrated"."""
+    command = [sys.executable, __file__, "--kind", kind, "--model", str(model), "--out", str(out)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     figures: dict[str, float] = json.loads(result.stdout)
     return figures
@@ -78,14 +125,19 @@ def measure_in_fresh_process(folder: Path, spec: RandomModelSpec = FOUR_GB) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=KINDS, help="measure one kind, with --model and --out")
     parser.add_argument("--model", type=Path, help="convert this folder instead of writing a random model")
     parser.add_argument("--out", type=Path, help="where the checkpoint goes; with --model")
     args = parser.parse_args()
-    if args.model:
-        print(json.dumps(measure(args.model, args.out)))
+    if args.kind:
+        print(json.dumps(measure(args.kind, args.model, args.out)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure_in_fresh_process(Path(folder))))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_random_model(folder / "model", FOUR_GB)
+        for kind in KINDS:
+            model = folder / ("calibrated" if kind == "from_calibrated" else "model")
+            print(json.dumps(measure_in_fresh_process(kind, model, folder / kind)), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from tests.checkpoint.breakable import Breakable
-from tests.quantization.measure_conversion_memory import measure_in_fresh_process
+from tests.quantization.measure_conversion_memory import FOUR_GB, measure_in_fresh_process
 from workbench.checkpoint.cast import WeightWarning
+from workbench.checkpoint.demo import write_random_model
+from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified import load_checkpoint
 from workbench.errors import Cancelled, CheckpointError, RecipeError
 from workbench.model.weights import Int8Weight
@@ -84,10 +86,16 @@ def test_a_small_disk(model: Breakable, tmp_path: Path, monkeypatch: pytest.Monk
         convert(model.folder, INT8, tmp_path / "out")
 
 
-@pytest.mark.parametrize("out", [".", "inside", ".."])
+@pytest.mark.parametrize("out", [".", ".."])
 def test_the_model_is_never_overwritten(model: Breakable, out: str) -> None:
-    with pytest.raises(CheckpointError, match="lie in one another; give an output outside the model's folder"):
+    with pytest.raises(CheckpointError, match=r"is the model's folder .*, or holds it; give an output of its own"):
         convert(model.folder, INT8, model.folder / out, force=True)
+
+
+def test_a_checkpoint_may_lie_inside_its_model(model: Breakable) -> None:
+    before = HFCheckpoint.open(model.folder).fingerprint()
+    convert(model.folder, INT8, model.folder / "int8" / "1-gpu")
+    assert HFCheckpoint.open(model.folder).fingerprint() == before
 
 
 def test_a_layer_that_the_model_lacks(model: Breakable, tmp_path: Path) -> None:
@@ -104,6 +112,14 @@ def test_a_missing_tensor_is_found_by_the_plan(model: Breakable) -> None:
     model.edit_tensors(lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(CheckpointError, match=r"tensor 'model\.norm\.weight' is missing"):
         plan_conversion(model.folder, INT8)
+
+
+@pytest.fixture(scope="module")
+def four_gb_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in InternLM-7B's widths."""
+    folder = tmp_path_factory.mktemp("four_gb") / "model"
+    write_random_model(folder, FOUR_GB)
+    return folder
 
 
 def _spoil(name: str, value: float) -> Callable[[dict[str, Tensor]], object]:
@@ -146,8 +162,18 @@ def test_shards_convert_alike(random_model_dir: Callable[..., Path], tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    figures = measure_in_fresh_process(tmp_path)
+@pytest.mark.parametrize("kind", ["int8", "int4_kv"])
+def test_memory_does_not_grow_with_the_model(four_gb_model: Path, tmp_path: Path, kind: str) -> None:
+    figures = measure_in_fresh_process(kind, four_gb_model, tmp_path / "out")
     assert figures["source_bytes"] > 4e9
     assert figures["peak_anonymous_bytes"] < figures["allowed_bytes"]
+    assert figures["peak_anonymous_bytes"] < 1.2 * figures["planned_memory_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+@pytest.mark.parametrize("kind", ["smoothquant_kv", "calibrated"])
+def test_smoothing_takes_the_memory_of_two_layers(four_gb_model: Path, tmp_path: Path, kind: str) -> None:
+    figures = measure_in_fresh_process(kind, four_gb_model, tmp_path / "out")
+    assert figures["peak_anonymous_bytes"] < 2.5e9
     assert figures["peak_anonymous_bytes"] < 1.2 * figures["planned_memory_bytes"]

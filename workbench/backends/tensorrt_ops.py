@@ -7,16 +7,18 @@ module is passed in, so the full product and TensorRT-RTX share this file. Linea
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.model.numerics import INT8_LIMIT
+from workbench.model.numerics import INT8_LIMIT, unpack_int4
 from workbench.model.ops import AttentionSpec, CacheUpdate, LayerCache, NewRows, Step, WholeCache
-from workbench.model.weights import DenseWeight, Int8Weight, KVScales, LinearWeight, SmoothQuantWeight
+from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, KVScales, LinearWeight, SmoothQuantWeight
 
+INT4_BLOCKS = (128, 64, 32, 16)
 FUSED_HEAD_DIMS = frozenset({16, 32, 64, 80, 96, 128, 256})
 # Below this a row of activations counts as zero: its integers are zero whatever the scale.
 _TINY_ABSMAX = 1e-30
@@ -41,12 +43,15 @@ class NetworkRecord:
     """What the network object itself cannot tell afterwards.
 
     Attributes:
-        constants: tensors by the name of their constant layer; TensorRT does not copy them, so they must outlive it.
+        constants: tensors by the name of their constant layer, INT4 as int8; TensorRT does not copy them, so they must
+            outlive it.
+        alive: memory of packed constants, which must outlive it too.
         taps: name of the network tensor that carries each tap.
         linears: the weight type of each linear layer, by its name.
     """
 
     constants: dict[str, Tensor] = field(default_factory=dict)
+    alive: list[Tensor] = field(default_factory=list)
     taps: dict[str, str] = field(default_factory=dict)
     linears: dict[str, LinearWeight] = field(default_factory=dict)
 
@@ -103,8 +108,10 @@ class TensorRTOps:
                 y = self._matmul(x, self._constant(f"{name}.weight", weight.weight.to(self.dtype)), name)
             case Int8Weight():
                 y = self._matmul(x, self._dequantized(name, weight, self._type), name)
+            case Int4GroupWeight():
+                y = self._matmul(x, self._dequantized_int4(name, weight), name)
             case SmoothQuantWeight():
-                y = self._per_token_matmul(x, weight, name)
+                y = self._integer_matmul(x, weight, name)
         if weight.bias is None:
             return y
         return self.add(y, self._constant(f"{name}.bias", weight.bias.to(self.dtype).reshape(1, 1, -1)))
@@ -265,22 +272,49 @@ class TensorRTOps:
         scale = self._constant(f"{name}.weight_scale", weight.weight_scale.float())
         return self._dequantize(integers, scale, 0, to)
 
-    def _per_token_matmul(self, x: Any, weight: SmoothQuantWeight, name: str) -> Any:
-        """Each row is divided by its own scale and quantized with the constant scale 1; both scales follow in float32.
+    def _dequantized_int4(self, name: str, weight: Int4GroupWeight) -> Any:
+        """Blocks must divide the input: a short last group becomes several blocks with equal scales, as do all others."""
+        rows, columns = weight.weight.shape[0], 2 * weight.weight.shape[1]
+        block = math.gcd(min(weight.group_size, columns), columns)
+        # One scale per row would be expanded in memory at every run; the same scale in blocks stays in the kernel.
+        block = next((size for size in INT4_BLOCKS if block % size == 0), block)
+        repeats = -(-weight.group_size // block)
+        scales = weight.weight_scale.repeat_interleave(repeats, 1)[:, : columns // block]
+        packed = weight.weight.contiguous()
+        values = self.trt.Weights(self.trt.DataType.INT4, packed.data_ptr(), rows * columns)
+        layer = self.network.add_constant((rows, columns), values)
+        layer.name = f"{name}.weight"
+        self.record.alive.append(packed)
+        self.record.constants[layer.name] = unpack_int4(packed)
+        scale = self._constant(f"{name}.weight_scale", scales.to(self.dtype))
+        return self._dequantize(layer.get_output(0), scale, None, self._type)
+
+    def _integer_matmul(self, x: Any, weight: SmoothQuantWeight, name: str) -> Any:
+        """Activations are divided by their scale, quantized with the constant 1, and both scales follow in float32.
 
         The same divisions in the same order as :mod:`workbench.model.numerics`, so the integers are the same.
         """
         wide = self._cast(x, self._float)
+        if weight.input_scale is None:
+            input_scale = self._token_scale(wide)
+        else:
+            input_scale = self._constant(f"{name}.input_scale", weight.input_scale.float().reshape(1, 1, 1))
+        limit = self._scalar(INT8_LIMIT, wide)
+        scaled = self._elementwise("MIN", self._elementwise("DIV", wide, input_scale), limit)
+        # Quantize saturates at -128; ours is symmetric.
+        scaled = self._elementwise("MAX", scaled, self._scalar(-INT8_LIMIT, wide))
+        one = self._constant(None, torch.tensor(1.0))
+        operand = self._dequantize(self._quantize(scaled, one, None), one, None, self._float)
+        product = self._matmul(operand, self._dequantized(name, weight, self._float), name)
+        return self._cast(self._elementwise("PROD", product, input_scale), self._type)
+
+    def _token_scale(self, wide: Any) -> Any:
+        """``absmax / 127`` of each token: float32 ``[batch, seq, 1]``."""
         peak = self.network.add_reduce(
             self._unary("ABS", wide), self.trt.ReduceOperation.MAX, self._last_axis(wide), True
         ).get_output(0)
-        limit = self._scalar(INT8_LIMIT, peak)
-        input_scale = self._elementwise("DIV", self._elementwise("MAX", peak, self._scalar(_TINY_ABSMAX, peak)), limit)
-        one = self._constant(None, torch.tensor(1.0))
-        integers = self._quantize(self._elementwise("DIV", wide, input_scale), one, None)
-        operand = self._dequantize(integers, one, None, self._float)
-        product = self._matmul(operand, self._dequantized(name, weight, self._float), name)
-        return self._cast(self._elementwise("PROD", product, input_scale), self._type)
+        peak = self._elementwise("MAX", peak, self._scalar(_TINY_ABSMAX, peak))
+        return self._elementwise("DIV", peak, self._scalar(INT8_LIMIT, peak))
 
     # ---- single layers
 

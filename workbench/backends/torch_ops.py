@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workbench.model.numerics import quantize_int8, quantize_per_token
+from workbench.model.numerics import quantize_int8, quantize_per_token, unpack_int4
 from workbench.model.ops import AttentionSpec, CacheUpdate, LayerCache, NewRows, Step, WholeCache
 from workbench.model.rotary import RotaryTables
-from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight, SmoothQuantWeight
+from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
 from workbench.parallel.communicator import Communicator, SingleCommunicator
 
 TapSink = Callable[[str, Tensor], None]
@@ -63,8 +63,10 @@ class TorchOps:
             case Int8Weight():
                 dequantized = weight.weight.to(self.accumulate) * weight.weight_scale.to(self.accumulate)[:, None]
                 y = self._matmul(x, dequantized.to(self.dtype))
+            case Int4GroupWeight():
+                y = self._matmul(x, dequantize_int4(weight, self.accumulate).to(self.dtype))
             case SmoothQuantWeight():
-                q, input_scale = quantize_per_token(x)
+                q, input_scale = quantize_input(x, weight)
                 scales = input_scale.to(self.accumulate) * weight.weight_scale.to(self.accumulate)
                 y = (integer_matmul(q, weight.weight).to(self.accumulate) * scales).to(self.dtype)
         return y if weight.bias is None else y + weight.bias.to(self.dtype)
@@ -129,6 +131,20 @@ class TorchOps:
     def tap(self, name: str, x: Tensor) -> None:
         if self.on_tap is not None:
             self.on_tap(name, x)
+
+
+def dequantize_int4(weight: Int4GroupWeight, dtype: torch.dtype) -> Tensor:
+    """``[out, in]`` in ``dtype``: each integer times the scale of its group."""
+    integers = unpack_int4(weight.weight)
+    scale = weight.weight_scale.repeat_interleave(weight.group_size, 1)[:, : integers.shape[1]]
+    return integers.to(dtype) * scale.to(dtype)
+
+
+def quantize_input(x: Tensor, weight: SmoothQuantWeight) -> tuple[Tensor, Tensor]:
+    """INT8 activations and their scale: per token ``[..., 1]``, or the calibrated one ``[]``."""
+    if weight.input_scale is None:
+        return quantize_per_token(x)
+    return quantize_int8(x, weight.input_scale), weight.input_scale
 
 
 def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:

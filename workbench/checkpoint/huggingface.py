@@ -107,16 +107,23 @@ class HFCheckpoint:
             self.spec(name)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the config and the headers and sizes of the files with weights: which model this is."""
+        """Which model this is: SHA-256 over the config, the weight files' headers and sizes, and each tensor's start."""
         digest = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes())
         for file in sorted(set(self.files.values()), key=lambda file: file.path.name):
             digest.update(file.head + f"{file.path.name} {file.bytes}".encode())
+            for name in file.places:
+                # Trained models that share their headers differ in every tensor.
+                digest.update(file.tensor(name).flatten()[:64].view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def layers(self, dtype: torch.dtype) -> LazyLayers:
+        """The decoder layers in ``dtype``, unquantized; each is read when it is indexed."""
+        return LazyLayers(self.config.num_layers, lambda layer: self._layer(layer, dtype))
 
     def weights(self, dtype: torch.dtype) -> ModelWeights:
         """The whole model in ``dtype``, unquantized; ``.layers`` reads a layer when it is indexed."""
         return ModelWeights(
-            layers=LazyLayers(self.config.num_layers, lambda layer: self._layer(layer, dtype)),
+            layers=self.layers(dtype),
             embedding=self._cast(hf_names.EMBEDDING, dtype),
             final_norm=self._cast(hf_names.FINAL_NORM, dtype),
             lm_head=DenseWeight(self._cast(hf_names.LM_HEAD, dtype)),

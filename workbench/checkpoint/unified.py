@@ -13,16 +13,18 @@ from workbench.checkpoint.json_fields import JsonFields
 from workbench.checkpoint.lazy_layers import LazyLayers
 from workbench.checkpoint.safetensors_reader import SafetensorsFile
 from workbench.checkpoint.unified_config import (
+    DENSE,
     KIND,
     UnifiedConfig,
     config_checksum,
     rank_file,
     read_unified_config,
 )
+from workbench.checkpoint.weight_fields import INPUT_SCALE, is_static, row_suffixes, unpack
 from workbench.errors import CheckpointError
 from workbench.model.config import ModelConfig
-from workbench.model.weights import LayerWeights, LinearWeight, ModelWeights
-from workbench.recipe import Recipe
+from workbench.model.weights import KVScales, LayerWeights, LinearWeight, ModelWeights
+from workbench.recipe import Recipe, SmoothQuant
 
 _AGAIN = "convert the model again: workbench convert"
 
@@ -37,6 +39,9 @@ class Checkpoint:
         recipe: what it was converted by.
         weights: this rank's weights; layers are read when they are indexed.
         checksum: SHA-256 text; another one means other weights or another config.
+        state: "dense", "calibrated" (dense, with ranges: it can still be quantized) or "quantized".
+        smoothing: what is folded into the weights; None for nothing. Its granularities say nothing.
+        fingerprint: which model it was made from.
     """
 
     folder: Path
@@ -44,6 +49,9 @@ class Checkpoint:
     recipe: Recipe
     weights: ModelWeights
     checksum: str
+    state: str = DENSE
+    smoothing: SmoothQuant | None = None
+    fingerprint: str = ""
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -67,7 +75,16 @@ def load_checkpoint(folder: str | Path, rank: int = 0) -> Checkpoint:
         raise CheckpointError(f"{folder} has no rank {rank}", allowed=f"0 to {len(config.rank_checksums) - 1}")
     file = SafetensorsFile(folder / rank_file(rank))
     _check_tensors(file, config)
-    return Checkpoint(folder, config.model, config.recipe, _Reader(file, config).weights(), config_checksum(folder))
+    return Checkpoint(
+        folder,
+        config.model,
+        config.recipe,
+        _Reader(file, config).weights(),
+        config_checksum(folder),
+        state=config.state,
+        smoothing=config.smoothing,
+        fingerprint=config.source.get("fingerprint", ""),
+    )
 
 
 def verify_checksum(folder: str | Path) -> None:
@@ -77,10 +94,12 @@ def verify_checksum(folder: str | Path) -> None:
         CheckpointError: a file is not what was written.
     """
     folder = Path(folder)
-    for rank, expected in enumerate(read_unified_config(folder).rank_checksums):
-        found = SafetensorsFile(folder / rank_file(rank)).checksum()
+    config = read_unified_config(folder)
+    checksums = {rank_file(rank): checksum for rank, checksum in enumerate(config.rank_checksums)}
+    for name, expected in (checksums | config.ranges_checksum).items():
+        found = SafetensorsFile(folder / name).checksum()
         if found != expected:
-            raise CheckpointError(f"{folder / rank_file(rank)} has checksum {found}", allowed=expected, fix=_AGAIN)
+            raise CheckpointError(f"{folder / name} has checksum {found}", allowed=expected, fix=_AGAIN)
 
 
 def _check_tensors(file: SafetensorsFile, config: UnifiedConfig) -> None:
@@ -119,13 +138,23 @@ class _Reader:
             mlp_norm=self.file.tensor(prefix + layout.MLP_NORM),
             gate_up=self._linear(f"layers.{layer}.mlp.gate_up"),
             down=self._linear(f"layers.{layer}.mlp.down"),
+            kv_scales=self._kv_scales(prefix),
         )
 
+    def _kv_scales(self, prefix: str) -> KVScales | None:
+        how = self.config.recipe.kv_cache
+        if how is None:
+            return None
+        key, value = (self.file.tensor(prefix + name) for name in (layout.KEY_SCALE, layout.VALUE_SCALE))
+        return layout.unpack_kv_scales(how, key, value)
+
     def _linear(self, linear: str) -> LinearWeight:
-        prefixes = layout.stored_prefixes(linear)
+        prefixes, how = layout.stored_prefixes(linear), self.config.recipe.weights_of(linear)
         fields: dict[str, Tensor] = {
             suffix: self.file.stacked([f"{prefix}.{suffix}" for prefix in prefixes])
-            for suffix in layout.SUFFIXES
+            for suffix in row_suffixes(how)
             if f"{prefixes[0]}.{suffix}" in self.file.places
         }
-        return layout.unpack(self.config.recipe.weights_of(linear), fields)
+        if is_static(how):
+            fields[INPUT_SCALE] = self.file.tensor(f"{prefixes[0]}.{INPUT_SCALE}")
+        return unpack(how, fields)

@@ -6,7 +6,7 @@ TensorRT-LLM's keys come first; what they cannot say stands in the section ``wor
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from workbench.checkpoint.json_fields import JsonFields
 from workbench.checkpoint.unified_layout import linear_names
 from workbench.errors import CheckpointError, RecipeError
 from workbench.model.config import ModelConfig
-from workbench.recipe import DTYPES, Recipe
+from workbench.recipe import DTYPES, Int4WeightOnly, Int8WeightOnly, Recipe, SmoothQuant
 
 FORMAT_VERSION = 1
 KIND = "checkpoint"
+DENSE, CALIBRATED, QUANTIZED = "dense", "calibrated", "quantized"
 _AGAIN = "convert the model again: workbench convert"
 
 
@@ -31,12 +32,23 @@ class UnifiedConfig:
         recipe: what the checkpoint was converted by.
         source: what it was converted from: ``fingerprint``, a SHA-256 over the source's config and headers.
         rank_checksums: the writer's checksum of each ``rankN.safetensors``.
+        smoothing: what is folded into the weights: alpha and groups; granularities do not matter.
+        ranges_checksum: file name -> checksum of the ranges that a calibrated checkpoint carries, else empty.
     """
 
     model: ModelConfig
     recipe: Recipe
     source: dict[str, str]
     rank_checksums: tuple[str, ...]
+    smoothing: SmoothQuant | None = None
+    ranges_checksum: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """Quantized: the file holds integers or scales. Calibrated: ranges lie beside it. Else dense."""
+        if self.recipe.weights is not None or self.recipe.kv_cache is not None:
+            return QUANTIZED
+        return CALIBRATED if self.ranges_checksum else DENSE
 
 
 def rank_file(rank: int) -> str:
@@ -73,13 +85,15 @@ def write_unified_config(folder: Path, config: UnifiedConfig) -> None:
         "workbench": {
             "kind": KIND,
             "format_version": FORMAT_VERSION,
-            "state": "quantized" if recipe.weights else "dense",
+            "state": config.state,
             "weight_packing": "plain",
             "output_bias": model.output_bias,
             "bos_token_id": model.bos_token_id,
             "pad_token_id": model.pad_token_id,
             "eos_token_ids": list(model.eos_token_ids),
             "recipe": recipe.to_dict(),
+            "smoothing": _smoothing_to(config.smoothing),
+            "ranges_checksum": config.ranges_checksum,
             "source": config.source,
             "rank_checksums": list(config.rank_checksums),
         },
@@ -91,12 +105,37 @@ def _quantization(model: ModelConfig, recipe: Recipe) -> dict[str, Any]:
     quantized = recipe.weights is not None
     kept = [name for name in linear_names(model) if recipe.weights_of(name) is None] if quantized else []
     return {
-        "quant_algo": "W8A16" if quantized else None,
-        "kv_cache_quant_algo": None,
-        "group_size": None,
+        "quant_algo": quant_algo(recipe),
+        "kv_cache_quant_algo": None if recipe.kv_cache is None else "INT8",
+        "group_size": (recipe.weights.group_size or None) if isinstance(recipe.weights, Int4WeightOnly) else None,
         "has_zero_point": False,
         "pre_quant_scale": False,
         "exclude_modules": kept,
+    }
+
+
+def quant_algo(recipe: Recipe) -> str | None:
+    """TensorRT-LLM's name for how weights are quantized."""
+    match recipe.weights:
+        case None:
+            return None
+        case Int8WeightOnly():
+            return "W8A16"
+        case Int4WeightOnly():
+            return "W4A16"
+        case SmoothQuant(weight="per_tensor", activation="per_tensor"):
+            return "W8A8_SQ_PER_TENSOR_PLUGIN"
+        case SmoothQuant(weight=weight, activation=activation):
+            return f"W8A8_SQ_{weight}_{activation}_plugin".upper()
+
+
+def _smoothing_to(smoothing: SmoothQuant | None) -> dict[str, Any] | None:
+    if smoothing is None or not smoothing.groups:
+        return None
+    return {
+        "alpha": smoothing.alpha,
+        "groups": list(smoothing.groups),
+        "alpha_by_group": dict(smoothing.alpha_by_group),
     }
 
 
@@ -121,6 +160,8 @@ def read_unified_config(folder: Path) -> UnifiedConfig:
         recipe=_recipe(fields, ours),
         source={key: str(value) for key, value in ours.section("source").content.items()},
         rank_checksums=ours.texts("rank_checksums"),
+        smoothing=_smoothing(ours),
+        ranges_checksum=_ranges_checksum(ours),
     )
 
 
@@ -148,6 +189,24 @@ def _model(fields: JsonFields, ours: JsonFields) -> ModelConfig:
         pad_token_id=ours.optional_integer("pad_token_id"),
         eos_token_ids=ours.integers("eos_token_ids"),
     )
+
+
+def _smoothing(ours: JsonFields) -> SmoothQuant | None:
+    if "smoothing" not in ours:
+        return None
+    section = ours.section("smoothing")
+    try:
+        recipe = Recipe.from_dict({"weights": {"kind": SmoothQuant.kind, **section.content}})
+    except RecipeError as error:
+        raise CheckpointError(f"{ours.path}: workbench.smoothing: {error}", fix=_AGAIN) from error
+    assert isinstance(recipe.weights, SmoothQuant)
+    return recipe.weights
+
+
+def _ranges_checksum(ours: JsonFields) -> dict[str, str]:
+    if "ranges_checksum" not in ours:
+        return {}
+    return {name: str(value) for name, value in ours.section("ranges_checksum").content.items()}
 
 
 def _recipe(fields: JsonFields, ours: JsonFields) -> Recipe:

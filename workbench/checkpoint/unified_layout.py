@@ -1,11 +1,11 @@
-"""Which tensors a unified checkpoint holds, and how each weight type is stored. Reads and writes no files.
+"""Which tensors a unified checkpoint holds, and their names. Reads and writes no files.
 
 Names follow TensorRT-LLM's unified checkpoint; docs/checkpoint_format.md states every one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from torch import Tensor
 from workbench.checkpoint import hf_names
 from workbench.checkpoint.cast import torch_dtype
 from workbench.checkpoint.safetensors_layout import TensorSpec
+from workbench.checkpoint.weight_fields import StoredLinear, is_static, weight_fields
 from workbench.model.config import ModelConfig
-from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight
-from workbench.recipe import Int8WeightOnly, Recipe, WeightQuantization
+from workbench.model.weights import KVScales
+from workbench.recipe import Int8KVCache, Recipe
 
 EMBEDDING = "transformer.vocab_embedding.weight"
 FINAL_NORM = "transformer.ln_f.weight"
@@ -30,6 +31,20 @@ LINEARS: dict[str, tuple[str, ...]] = {
     "mlp.gate_up": ("mlp.fc", "mlp.gate"),
     "mlp.down": ("mlp.proj",),
 }
+
+# Where TensorRT-LLM keeps 127 / max|X| of the input of a linear layer whose activations are static.
+INPUT_FACTORS: dict[str, str] = {
+    "attention.qkv": "input_layernorm.scale_to_int",
+    "attention.o": "attention.quantization_scaling_factor",
+    "mlp.gate_up": "post_layernorm.scale_to_int",
+    "mlp.down": "mlp.quantization_scaling_factor",
+}
+# TensorRT-LLM expects a `smoother` with these.
+WITH_SMOOTHER = ("attention.o", "mlp.down")
+
+KV_FACTOR = "attention.kv_cache_scaling_factor"
+KEY_SCALE = "attention.k_cache_scale"
+VALUE_SCALE = "attention.v_cache_scale"
 
 
 def layer_prefix(layer: int) -> str:
@@ -63,19 +78,36 @@ def checkpoint_tensors(config: ModelConfig, recipe: Recipe) -> dict[str, TensorS
         tensors[prefix + MLP_NORM] = norm
         for site in LINEARS:
             tensors.update(_linear_tensors(config, recipe, f"layers.{layer}.{site}"))
+        tensors.update({prefix + name: spec for name, spec in _layer_scales(config, recipe, layer).items()})
     tensors[FINAL_NORM] = norm
     tensors.update(_linear_tensors(config, recipe, LM_HEAD))
     return tensors
 
 
 def _linear_tensors(config: ModelConfig, recipe: Recipe, linear: str) -> dict[str, TensorSpec]:
-    prefixes = stored_prefixes(linear)
-    site = linear if linear == LM_HEAD else linear.split(".", 2)[2]
+    prefixes, site = stored_prefixes(linear), site_of(linear)
     rows, columns = linear_shape(config, site)
     shape = (rows // len(prefixes), columns)
     bias = hf_names.has_bias(config, site)
-    fields = weight_fields(recipe.weights_of(linear), shape, torch_dtype(recipe.dtype), bias=bias)
+    stored = StoredLinear(shape, torch_dtype(recipe.dtype), bias=bias, smoother=site in WITH_SMOOTHER)
+    fields = weight_fields(recipe.weights_of(linear), stored)
     return {f"{prefix}.{field}": spec for field, spec in fields.items() for prefix in prefixes}
+
+
+def _layer_scales(config: ModelConfig, recipe: Recipe, layer: int) -> dict[str, TensorSpec]:
+    """Scales of a layer that belong to no linear layer's own tensors."""
+    one = TensorSpec(torch.float32, (1,))
+    static = [site for site in INPUT_FACTORS if is_static(recipe.weights_of(f"layers.{layer}.{site}"))]
+    scales = {INPUT_FACTORS[site]: one for site in static}
+    if recipe.kv_cache is not None:
+        own = TensorSpec(torch.float32, (config.num_kv_heads,)) if recipe.kv_cache.granularity == "per_head" else one
+        scales |= {KV_FACTOR: one, KEY_SCALE: own, VALUE_SCALE: own}
+    return scales
+
+
+def site_of(linear: str) -> str:
+    """``layers.3.mlp.down`` -> ``mlp.down``; ``lm_head`` is its own."""
+    return linear if linear == LM_HEAD else linear.split(".", 2)[2]
 
 
 def linear_shape(config: ModelConfig, site: str) -> tuple[int, int]:
@@ -90,43 +122,21 @@ def linear_shape(config: ModelConfig, site: str) -> tuple[int, int]:
     }[site]
 
 
-# ---- how a weight type is stored: what it holds, weight -> tensors, tensors -> weight
+def pack_kv_scales(scales: KVScales) -> dict[str, Tensor]:
+    """The tensors of an INT8 KV cache's scales by name within a layer.
+
+    TensorRT-LLM's one factor covers keys and values of all heads; ours are apart.
+    """
+    factor = torch.maximum(scales.key.max(), scales.value.max())
+    return {
+        KV_FACTOR: factor.reshape(1),
+        KEY_SCALE: scales.key.reshape(-1),
+        VALUE_SCALE: scales.value.reshape(-1),
+    }
 
 
-SUFFIXES = ("weight", "per_channel_scale", "bias")
-
-
-def weight_fields(
-    how: WeightQuantization | None, shape: tuple[int, int], dtype: torch.dtype, *, bias: bool
-) -> dict[str, TensorSpec]:
-    """Suffix -> tensor for one linear layer of ``shape`` ``(out, in)``; the first dimension of each is ``out``."""
-    match how:
-        case None:
-            fields = {"weight": TensorSpec(dtype, shape)}
-        case Int8WeightOnly():
-            fields = {
-                "weight": TensorSpec(torch.int8, shape),
-                "per_channel_scale": TensorSpec(torch.float32, shape[:1]),
-            }
-    return fields | ({"bias": TensorSpec(dtype, shape[:1])} if bias else {})
-
-
-def pack(weight: LinearWeight) -> dict[str, Tensor]:
-    """The tensors of a weight by suffix, as :func:`weight_fields` announces them."""
-    match weight:
-        case DenseWeight():
-            fields = {"weight": weight.weight}
-        case Int8Weight():
-            fields = {"weight": weight.weight, "per_channel_scale": weight.weight_scale}
-        case _:
-            raise TypeError(f"a checkpoint does not store {type(weight).__name__}")
-    return fields | ({"bias": weight.bias} if weight.bias is not None else {})
-
-
-def unpack(how: WeightQuantization | None, fields: Mapping[str, Tensor]) -> LinearWeight:
-    """The weight that :func:`pack` took apart."""
-    match how:
-        case None:
-            return DenseWeight(fields["weight"], fields.get("bias"))
-        case Int8WeightOnly():
-            return Int8Weight(fields["weight"], fields["per_channel_scale"], fields.get("bias"))
+def unpack_kv_scales(how: Int8KVCache, key: Tensor, value: Tensor) -> KVScales:
+    """The scales that :func:`pack_kv_scales` took apart: ``[kv_heads]`` per head, ``[]`` per tensor."""
+    if how.granularity == "per_head":
+        return KVScales(key, value)
+    return KVScales(key.reshape(()), value.reshape(()))

@@ -1,25 +1,33 @@
-"""``workbench build``: our checkpoint -> a TensorRT engine whose network was checked."""
+"""``workbench build``: a checkpoint, a calibrated one or a model -> a TensorRT engine whose network was checked."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli.amounts import size
 from workbench.cli.command import Command, Outcome, UsageError
+from workbench.cli.original_flags import add_original_flags, check_ranks, explained, to_recipe_flags
 from workbench.cli.progress_bars import ProgressBars
-from workbench.cli.recipe_flags import GivenRecipe, add_recipe_flags, flag_of, given_recipe
+from workbench.cli.recipe_flags import GivenRecipe, add_recipe_flags, destination_of, flag_of, given_recipe
+from workbench.recipe import Recipe
 
 if TYPE_CHECKING:
-    from workbench.engine.build import BuildReport
-    from workbench.recipe import Recipe
+    from workbench.engine.build import BuildOptions, BuildReport
+    from workbench.model.config import ModelConfig
+    from workbench.progress import Reporter
 
 VERIFY = ("full", "sample", "off")
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint_dir", type=Path, required=True, metavar="CKPT", help="what 'convert' wrote")
+    parser.add_argument("--checkpoint_dir", type=Path, metavar="CKPT", help="build what 'convert' wrote, as it is")
+    parser.add_argument(
+        "--ft_model_dir", type=Path, metavar="CAL", help="or quantize what 'convert' with -sq or -kv wrote, and build"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, metavar="ENG", help="engine folder to write")
     parser.add_argument(
         "--verify",
@@ -29,36 +37,127 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace ENG")
     add_recipe_flags(parser, default="as converted")
+    add_original_flags(parser)
 
 
 def _run(args: argparse.Namespace) -> Outcome:
-    from workbench.checkpoint.unified import load_checkpoint
+    check_ranks(args)
+    notes = [*to_recipe_flags(args), *explained(args)]
+    if args.checkpoint_dir is not None and args.ft_model_dir is not None:
+        raise UsageError("--checkpoint_dir and --ft_model_dir are both given", fix="give one of them")
+    if args.checkpoint_dir is not None:
+        source = _as_it_is(args)
+    elif args.ft_model_dir is not None:
+        source = _from_calibrated(args)
+    else:
+        source = _from_model(args)
+    recipe = _fitted(source, notes)
+    notes = [*map(str, source.given.replacements), *notes]
+    for note in notes:
+        print(note, flush=True)
 
-    converted = load_checkpoint(args.checkpoint_dir).recipe
-    given = given_recipe(args, base=converted)
-    _require_as_converted(given, converted, args)
-    for replacement in given.replacements:
-        print(replacement)
+    from workbench.engine.build import BuildOptions
 
-    from workbench.engine.build import BuildOptions, build_engine
-
-    options = BuildOptions(limits=given.recipe.build, verify=args.verify, force=args.force)
+    options = BuildOptions(limits=recipe.build, verify=args.verify, force=args.force)
     with ProgressBars() as progress:
-        report = build_engine(args.checkpoint_dir, args.output_dir, options, progress)
+        report = source.build(recipe, options, progress)
     _print(report)
-    result = {"engine_dir": args.output_dir, "replaced": list(map(str, given.replacements)), **report.to_dict()}
-    return Outcome(result, passed=report.passed)
+    replaced = list(map(str, source.given.replacements))
+    result = {"engine_dir": args.output_dir, "recipe": recipe.to_dict(), "replaced": replaced, "notes": notes}
+    return Outcome({**result, **report.to_dict()}, passed=report.passed)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is built from.
+
+    Attributes:
+        given: the recipe, of the file and the flags.
+        config: the model's sizes.
+        build: builds the engine by that recipe.
+    """
+
+    given: GivenRecipe
+    config: ModelConfig
+    build: Callable[[Recipe, BuildOptions, Reporter], BuildReport]
+
+
+def _as_it_is(args: argparse.Namespace) -> _Source:
+    from workbench.checkpoint.unified import load_checkpoint
+    from workbench.engine.build import build_engine
+
+    checkpoint = load_checkpoint(args.checkpoint_dir)
+    given = given_recipe(args, base=checkpoint.recipe)
+    _require_as_converted(given, checkpoint.recipe, args)
+    return _Source(
+        given, checkpoint.config, lambda _, how, report: build_engine(args.checkpoint_dir, args.output_dir, how, report)
+    )
+
+
+def _from_calibrated(args: argparse.Namespace) -> _Source:
+    if getattr(args, destination_of("", "model")) is not None:
+        raise UsageError("--ft_model_dir and --model_dir are both given", fix="give one of them")
+
+    from workbench.checkpoint.unified import load_checkpoint
+    from workbench.engine.prepare import build_from_calibrated, require_calibrated
+
+    checkpoint = load_checkpoint(args.ft_model_dir)
+    given = given_recipe(args, base=checkpoint.recipe)
+    require_calibrated(checkpoint, given.recipe)
+    return _Source(
+        given,
+        checkpoint.config,
+        lambda recipe, how, report: build_from_calibrated(args.ft_model_dir, recipe, args.output_dir, how, report),
+    )
+
+
+def _from_model(args: argparse.Namespace) -> _Source:
+    given = given_recipe(args)
+    model = given.recipe.model
+    if not model:
+        raise UsageError(
+            "nothing to build from is named",
+            allowed="--checkpoint_dir, --ft_model_dir or --model_dir",
+            fix="for an engine of random weights make a model first: workbench demo-model OUT --random",
+        )
+
+    from workbench.checkpoint.huggingface import HFCheckpoint
+    from workbench.engine.prepare import build_from_model
+
+    return _Source(
+        given,
+        HFCheckpoint.open(model).config,
+        lambda recipe, how, report: build_from_model(model, recipe, args.output_dir, how, report),
+    )
+
+
+def _fitted(source: _Source, notes: list[str]) -> Recipe:
+    """The recipe with limits that the model has positions for; says where they were lowered."""
+    from workbench.engine.prepare import fitting_limits
+
+    recipe, stated = source.given.recipe, {name for section, name in source.given.stated if section == "build"}
+    limits = fitting_limits(recipe.build, source.config, frozenset(stated))
+    if limits != recipe.build:
+        notes.append(
+            f"max_input_len {limits.max_input_len} and max_output_len {limits.max_output_len}: lowered to the model's "
+            f"{source.config.max_position_embeddings} positions"
+        )
+    return replace(recipe, build=limits)
 
 
 def _require_as_converted(given: GivenRecipe, converted: Recipe, args: argparse.Namespace) -> None:
     """A checkpoint is already quantized: what was decided then can only be confirmed now."""
     wanted, stored = given.recipe.to_dict(), converted.to_dict()
     for section, name in sorted(given.stated):
-        if section == "build" or wanted[name] == stored[name]:
+        if section == "build":
+            continue
+        # A field of a kind is as converted when the whole of that kind is.
+        place = section or name
+        if wanted[place] == stored[place]:
             continue
         raise UsageError(
-            f"{flag_of(section, name)} (or the recipe's {name!r}) asks for {wanted[name]!r}, "
-            f"but {args.checkpoint_dir} was converted with {stored[name]!r}",
+            f"{flag_of(section, name)} (or the recipe's {place!r}) asks for {wanted[place]!r}, "
+            f"but {args.checkpoint_dir} was converted with {stored[place]!r}",
             fix="convert again with 'workbench convert', or leave it out",
         )
 
@@ -86,8 +185,10 @@ def _print(report: BuildReport) -> None:
 
 COMMAND = Command(
     name="build",
-    summary="Build a TensorRT engine from a checkpoint and check its network on the CPU.",
+    summary="Build a TensorRT engine and check its network on the CPU.",
     example="""
+workbench build --model_dir demo/model --dtype float16 --use_weight_only --output_dir demo/engine
+workbench build --ft_model_dir demo/sq/1-gpu --use_smooth_quant --per_token --per_channel --output_dir demo/engine
 workbench build --checkpoint_dir demo/checkpoint --output_dir demo/engine --targets sm86 sm89 --max_batch_size 4
 """,
     add_flags=_add_flags,

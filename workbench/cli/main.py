@@ -19,9 +19,11 @@ from workbench.errors import Cancelled, GateError, WorkbenchError, nearest
 # In the order in which a person meets them. Each module holds one COMMAND.
 MODULES = {
     "demo-model": "workbench.cli.demo_model",
+    "calibrate": "workbench.cli.calibrate",
     "convert": "workbench.cli.convert",
     "build": "workbench.cli.build",
     "run": "workbench.cli.run",
+    "summarize": "workbench.cli.summarize",
     "compare": "workbench.cli.compare",
     "benchmark": "workbench.cli.benchmark",
 }
@@ -72,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except WorkbenchError as error:
         return _say(f"error: {error}", _code(error), show_trace=debug)
-    except (KeyboardInterrupt, Cancelled):
-        return _say("cancelled, nothing was left behind", CANCELLED, show_trace=debug)
+    except (KeyboardInterrupt, Cancelled) as stop:
+        return _say(str(stop) or "cancelled, nothing was left behind", CANCELLED, show_trace=debug)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): keep the interpreter's own flush at exit from complaining.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

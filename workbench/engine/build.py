@@ -37,7 +37,7 @@ from workbench.engine.progress import BuilderThread, make_monitor
 from workbench.errors import BuildError, GateError, WorkbenchError
 from workbench.model.internlm import InternLM
 from workbench.model.rotary import rotary_tables
-from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight, SmoothQuantWeight
+from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.recipe import BuildLimits, Recipe
 
@@ -57,6 +57,14 @@ class BuildOptions:
     limits: BuildLimits | None = None
     verify: str = "full"
     force: bool = False
+
+
+@dataclass(frozen=True)
+class EnginePlace:
+    """Where the engine folder and the checkpoint that it points at stand once all is done."""
+
+    engine_dir: Path
+    checkpoint_dir: Path
 
 
 @dataclass(frozen=True)
@@ -134,41 +142,60 @@ def build_engine(
         raise WorkbenchError(f"verify is {options.verify!r}", allowed=", ".join(VERIFY))
     output = Path(output_dir)
     checkpoint = load_checkpoint(checkpoint_dir)
-    recipe = dataclasses.replace(checkpoint.recipe, build=options.limits or checkpoint.recipe.build)
     needed = _weight_bytes(checkpoint)
     check_output(output, force=options.force, needed_bytes=needed)
+    product_for_building()
+    with output_folder(output, force=options.force, needed_bytes=needed) as folder:
+        return write_engine(folder, checkpoint, EnginePlace(output, checkpoint.folder), options, report)
+
+
+def write_engine(
+    folder: Path, checkpoint: Checkpoint, place: EnginePlace, options: BuildOptions, report: Reporter = silent
+) -> BuildReport:
+    """Write ``rank0.engine`` and ``config.json`` into a folder that takes its name later.
+
+    Args:
+        folder: exists; what is in it stays.
+        checkpoint: what the engine is built from.
+        place: where folder and checkpoint will stand in the end.
+        options: limits and check; whether to replace an output is the caller's to know.
+        report: told the steps.
+
+    Raises:
+        BackendError, BuildError, GateError, Cancelled: as :func:`build_engine`.
+    """
     product = product_for_building()
     trt = product.trt
+    recipe = dataclasses.replace(checkpoint.recipe, build=options.limits or checkpoint.recipe.build)
     logger = collecting_logger(trt)
     builder = trt.Builder(logger)
     network = network_of(trt, builder, checkpoint, recipe)
     check = _checked(trt, network, options, report)
-    with output_folder(output, force=options.force, needed_bytes=needed) as folder:
-        start = time.perf_counter()
-        targets = _build_plan(product, builder, network, plan_path(folder), report)
-        seconds = time.perf_counter() - start
-        kernels = parse_kernels(logger.messages)
-        outcome = BuildReport(
-            engine_dir=output,
-            product=product.name,
-            version=product.version,
-            targets=targets,
-            plan_bytes=plan_path(folder).stat().st_size,
-            seconds=seconds,
-            check=check,
-            linears=_linears(network, kernels),
-            statistics=engine_statistics(logger.messages),
-        )
-        config = EngineConfig(
-            folder=output,
-            product=product.name,
-            version=product.version,
-            targets=targets,
-            recipe=recipe,
-            checkpoint_dir=checkpoint.folder,
-            checkpoint_checksum=checkpoint.checksum,
-        )
-        write_engine_config(folder, config, outcome.to_dict())
+    start = time.perf_counter()
+    targets = _build_plan(product, builder, network, plan_path(folder), report)
+    seconds = time.perf_counter() - start
+    kernels = parse_kernels(logger.messages)
+    outcome = BuildReport(
+        engine_dir=place.engine_dir,
+        product=product.name,
+        version=product.version,
+        targets=targets,
+        plan_bytes=plan_path(folder).stat().st_size,
+        seconds=seconds,
+        check=check,
+        linears=_linears(network, kernels),
+        statistics=engine_statistics(logger.messages),
+    )
+    config = EngineConfig(
+        folder=place.engine_dir,
+        product=product.name,
+        version=product.version,
+        targets=targets,
+        recipe=recipe,
+        checkpoint_dir=place.checkpoint_dir,
+        checkpoint_checksum=checkpoint.checksum,
+    )
+    write_engine_config(folder, config, outcome.to_dict())
     return outcome
 
 
@@ -262,19 +289,27 @@ def asked_precision(weight: LinearWeight, dtype: torch.dtype) -> str:
             return name
         case Int8Weight():
             return f"int8 weight-only, {name} GEMM"
+        case Int4GroupWeight():
+            return f"int4 weight-only, {name} GEMM"
         case SmoothQuantWeight():
             return INT8_GEMM
 
 
 def _linears(network: DecoderNetwork, kernels: list[CompiledKernel]) -> pd.DataFrame:
     linears = network.record.linears
-    shapes = {name: (weight.weight.shape[0], weight.weight.shape[1]) for name, weight in linears.items()}
+    shapes = {name: weight_shape(weight) for name, weight in linears.items()}
     compiled = compiled_linears(kernels, list(linears), shapes)
     rows = [
         {"linear": name, "asked": asked_precision(weight, network.dtype), "compiled": compiled[name].precision}
         for name, weight in linears.items()
     ]
     return pd.DataFrame(rows)
+
+
+def weight_shape(weight: LinearWeight) -> tuple[int, int]:
+    """``(out, in)`` of a linear layer, however it is packed."""
+    rows, columns = weight.weight.shape
+    return rows, 2 * columns if isinstance(weight, Int4GroupWeight) else columns
 
 
 def _weight_bytes(checkpoint: Checkpoint) -> int:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from workbench.backends.torch_ops import dequantize_int4
 from workbench.errors import CheckpointError, LimitError
 from workbench.model.config import ModelConfig
 from workbench.model.taps import layer_tap
-from workbench.model.weights import DenseWeight, Int8Weight, LayerWeights, LinearWeight, ModelWeights
+from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LayerWeights, LinearWeight, ModelWeights
 
 TapSink = Callable[[str, Tensor], None]
 
@@ -49,7 +50,7 @@ class HFReference:
 
     @classmethod
     def from_weights(cls, config: ModelConfig, weights: ModelWeights, dtype: torch.dtype) -> HFReference:
-        """The model of weights in memory; INT8 weights are multiplied out, so HF runs exactly what was stored.
+        """The model of weights in memory; weight-only integers are multiplied out, so HF runs exactly what was stored.
 
         Raises:
             CheckpointError: the weights are one rank's part, or need quantized activations, which HF cannot run.
@@ -170,6 +171,9 @@ def _dense(name: str, linear: LinearWeight, dtype: torch.dtype) -> DenseWeight:
         case Int8Weight():
             wide = torch.float64 if dtype == torch.float64 else torch.float32
             return DenseWeight((linear.weight.to(wide) * linear.weight_scale.to(wide)[:, None]).to(dtype), bias)
+        case Int4GroupWeight():
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            return DenseWeight(dequantize_int4(linear, wide).to(dtype), bias)
     raise CheckpointError(
         f"{name} is a {type(linear).__name__}, whose activations are quantized; Hugging Face cannot run it",
         fix="compare with the original model instead",

@@ -39,21 +39,41 @@ class Int8Weight:
 
 
 @dataclass(frozen=True)
-class SmoothQuantWeight:
-    """W8A8 with activations quantized per token at run time: int8 x int8 -> int32, then both scales, then the bias.
+class Int4GroupWeight:
+    """Weight-only INT4: ``y = x @ dtype(integers * scale of their group).T + bias``; activations stay in the dtype.
 
     Attributes:
-        weight: ``[out, in]`` int8 in [-127, 127], smoothing already folded in.
-        weight_scale: ``[out]`` float32.
+        weight: ``[out, in / 2]`` uint8, two values in [-8, 7] a byte, input channel 2i in the low nibble.
+        weight_scale: ``[out, groups]`` float16; group g covers input channels ``g * group_size`` and on, and the last
+            group may be shorter.
+        group_size: input channels per group; ``in`` where a row has one scale.
         bias: ``[out]`` in the model's dtype, or None.
     """
 
     weight: Tensor
     weight_scale: Tensor
+    group_size: int
     bias: Tensor | None = None
 
 
-LinearWeight = DenseWeight | Int8Weight | SmoothQuantWeight
+@dataclass(frozen=True)
+class SmoothQuantWeight:
+    """W8A8: int8 x int8 -> int32, then both scales in float32, then the bias. Smoothing is already folded in.
+
+    Attributes:
+        weight: ``[out, in]`` int8 in [-127, 127].
+        weight_scale: ``[out]`` float32; rows of one projection are equal where scales are per tensor.
+        bias: ``[out]`` in the model's dtype, or None.
+        input_scale: ``[]`` float32 from calibration; None quantizes each token by its own maximum at run time.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None = None
+    input_scale: Tensor | None = None
+
+
+LinearWeight = DenseWeight | Int8Weight | Int4GroupWeight | SmoothQuantWeight
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
-"""A Hugging Face checkpoint and a recipe -> a unified checkpoint, a few rows at a time.
+"""A Hugging Face checkpoint, a recipe and ranges -> a unified checkpoint, a few rows or one layer at a time.
 
-Sources are mapped files, results go straight to disk: memory does not grow with the model.
+Sources are mapped files, results go straight to disk: memory does not grow with the number of layers.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,23 +15,27 @@ from torch import Tensor
 
 from workbench.checkpoint import hf_names
 from workbench.checkpoint import unified_layout as layout
-from workbench.checkpoint.cast import WeightWarning, cast, count_not_finite, torch_dtype
+from workbench.checkpoint.cast import cast, count_not_finite, torch_dtype
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.output_folder import check_output, output_folder
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import UnifiedConfig, rank_file, write_unified_config
+from workbench.checkpoint.weight_fields import is_static, pack
 from workbench.errors import CheckpointError, RecipeError
 from workbench.model.config import ModelConfig
-from workbench.model.weights import DenseWeight
+from workbench.model.weights import DenseWeight, ModelWeights
 from workbench.progress import ProgressEvent, Reporter, silent
-from workbench.quantization.quantize import CHUNK_VALUES, quantize_linear, rows_per_chunk
-from workbench.recipe import Recipe
+from workbench.quantization.layer_conversion import LayerConversion, Quantization, warn_not_finite, write_kv_scales
+from workbench.quantization.observed import check_fits
+from workbench.quantization.quantize import CHUNK_VALUES, LinearFacts, quantize_linear, require_even, rows_per_chunk
+from workbench.quantization.ranges import ActivationRanges
+from workbench.recipe import Int4WeightOnly, Recipe, SmoothQuant
 
 # Five float32 copies of a chunk, its integers, and what the allocator keeps; 26 measured by
 # tests/quantization/measure_conversion_memory.py.
-_BYTES_PER_CHUNK_VALUE = 28
-_CONFIG_BYTES = 1 << 16
+BYTES_PER_CHUNK_VALUE = 28
+CONFIG_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,17 @@ def plan_conversion(model_dir: str | Path, recipe: Recipe) -> ConversionPlan:
         CheckpointError: the model's folder is not usable.
         RecipeError: the recipe does not fit the model.
     """
-    return _plan(_open(model_dir, recipe), recipe)
+    return plan_of(open_source(model_dir, recipe), recipe)
 
 
 def convert(
-    model_dir: str | Path, recipe: Recipe, out: Path, *, force: bool = False, report: Reporter = silent
+    model_dir: str | Path,
+    recipe: Recipe,
+    out: Path,
+    *,
+    ranges: ActivationRanges | None = None,
+    force: bool = False,
+    report: Reporter = silent,
 ) -> Checkpoint:
     """Convert a model; ``out`` appears whole or, on any error or Ctrl-C, not at all.
 
@@ -71,67 +80,149 @@ def convert(
         model_dir: the Hugging Face folder; it takes the place of ``recipe.model``.
         recipe: how to quantize.
         out: the checkpoint's folder.
+        ranges: what calibration saw of this model; smoothing, static activations and an INT8 KV cache need them.
         force: replace an existing checkpoint.
-        report: told the bytes of the source that are done.
+        report: told the bytes that are done.
 
     Raises:
         CheckpointError: the source is not usable, a value does not fit the dtype, ``out`` exists or lies in the source,
-            or the disk is too small.
-        RecipeError: the recipe does not fit the model.
+            the disk is too small, or the ranges are of another model.
+        RecipeError: the recipe does not fit the model, or needs ranges and there are none.
     """
-    source, out = _open(model_dir, recipe), Path(out)
+    source, out = open_source(model_dir, recipe), Path(out)
     recipe = replace(recipe, model=str(model_dir))
-    _check_apart(source.folder, out)
-    disk_bytes = _plan(source, recipe).disk_bytes
+    check_apart(source.folder, out)
+    _check_ranges(recipe, ranges, source)
+    disk_bytes = plan_of(source, recipe).disk_bytes
     check_output(out, force=force, needed_bytes=disk_bytes)
+    smoothing = recipe.weights if isinstance(recipe.weights, SmoothQuant) and recipe.weights.groups else None
     with output_folder(out, force=force, needed_bytes=disk_bytes) as folder:
         with SafetensorsWriter(folder / rank_file(0), layout.checkpoint_tensors(source.config, recipe)) as writer:
-            _Conversion(source, recipe, writer, report).run()
+            if isinstance(recipe.weights, SmoothQuant):
+                how = Quantization(recipe, ranges, smoothing)
+                LayerConversion(source.config, dense_weights(source), how, writer, report).run()
+            else:
+                _RowConversion(source, recipe, writer, report).run()
+                if ranges is not None:
+                    write_kv_scales(writer, source.config, recipe, ranges)
         config = UnifiedConfig(
-            source.config, recipe, {"fingerprint": source.fingerprint()}, rank_checksums=(writer.checksum,)
+            source.config, recipe, {"fingerprint": source.fingerprint()}, (writer.checksum,), smoothing
         )
         write_unified_config(folder, config)
     return load_checkpoint(out)
 
 
-def _open(model_dir: str | Path, recipe: Recipe) -> HFCheckpoint:
+def dense_weights(source: HFCheckpoint) -> ModelWeights:
+    """The model as it is: layers in float32 and read one by one, the rest as views of the mapped file."""
+    return ModelWeights(
+        layers=source.layers(torch.float32),
+        embedding=source.tensor(hf_names.EMBEDDING),
+        final_norm=source.tensor(hf_names.FINAL_NORM),
+        lm_head=DenseWeight(source.tensor(hf_names.LM_HEAD)),
+    )
+
+
+def layer_bytes(config: ModelConfig) -> int:
+    """Memory of one decoder layer's matrices in float32."""
+    shapes = [layout.linear_shape(config, site) for site in layout.LINEARS]
+    return 4 * sum(rows * columns for rows, columns in shapes)
+
+
+def open_source(model_dir: str | Path, recipe: Recipe) -> HFCheckpoint:
+    """Open a model and see that a recipe fits it.
+
+    Raises:
+        CheckpointError, RecipeError: as :func:`plan_conversion`.
+    """
     source = HFCheckpoint.open(model_dir)
     source.check()
-    _check_keep(recipe, source.config)
+    check_recipe(recipe, source.config)
     return source
 
 
-def _plan(source: HFCheckpoint, recipe: Recipe) -> ConversionPlan:
+def plan_of(source: HFCheckpoint, recipe: Recipe) -> ConversionPlan:
     specs = [source.spec(name) for name in hf_names.tensor_shapes(source.config)]
     tensors = layout.checkpoint_tensors(source.config, recipe)
     file_bytes = SafetensorsWriter(rank_file(0), tensors).file_bytes
     widest = max(max(spec.shape[-1], min(spec.elements, CHUNK_VALUES)) for spec in specs)
+    # A layer that is smoothed is there twice: as it was read, and as the copy that takes the scales.
+    layers = 2 * layer_bytes(source.config) if isinstance(recipe.weights, SmoothQuant) else 0
     return ConversionPlan(
-        disk_bytes=file_bytes + _CONFIG_BYTES,
-        memory_bytes=widest * _BYTES_PER_CHUNK_VALUE,
+        disk_bytes=file_bytes + CONFIG_BYTES,
+        memory_bytes=layers + widest * BYTES_PER_CHUNK_VALUE,
         parameters=sum(spec.elements for spec in specs),
     )
 
 
-def _check_keep(recipe: Recipe, config: ModelConfig) -> None:
-    """A pattern that names no layer of this model is a mistake; ``lm_head`` always does."""
+def check_recipe(recipe: Recipe, config: ModelConfig) -> None:
+    """A name that fits no layer of this model is a mistake (``lm_head`` always fits), and so is INT4 of odd widths.
+
+    Raises:
+        RecipeError: the recipe makes one.
+    """
     names = list(layout.linear_names(config))
     for pattern in recipe.keep:
         if not fnmatch.filter(names, pattern):
             allowed = f"layers 0 to {config.num_layers - 1}"
             raise RecipeError(f"keep names {pattern!r}, which this model does not have", allowed=allowed)
+    if isinstance(recipe.weights, SmoothQuant):
+        check_smoothing(recipe.weights, config)
+    for name in names:
+        if isinstance(recipe.weights_of(name), Int4WeightOnly):
+            require_even(layout.linear_shape(config, layout.site_of(name))[1], name)
 
 
-def _check_apart(source: Path, out: Path) -> None:
-    source, out = source.resolve(), out.resolve()
-    if source == out or source in out.parents or out in source.parents:
-        raise CheckpointError(
-            f"output {out} and the model {source} lie in one another", fix="give an output outside the model's folder"
+def check_smoothing(how: SmoothQuant, config: ModelConfig) -> None:
+    """Refuse an alpha for a layer that the model does not have.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    for name in how.alpha_by_group:
+        if int(name.split(".")[1]) >= config.num_layers:
+            raise RecipeError(
+                f"weights.alpha_by_group names {name!r}, which this model does not have",
+                allowed=f"layers 0 to {config.num_layers - 1}",
+            )
+
+
+def _check_ranges(recipe: Recipe, ranges: ActivationRanges | None, source: HFCheckpoint) -> None:
+    if ranges is not None:
+        ranges.require_model(source.fingerprint())
+        check_fits(ranges, source.config)
+        return
+    needed_for = ranges_needed_for(recipe)
+    if needed_for is not None:
+        raise RecipeError(
+            f"the recipe asks for {needed_for}, which needs ranges, and none are given",
+            fix="run 'workbench calibrate' on the model and give its ranges",
         )
 
 
-class _Conversion:
-    """One run: walks the model in the order of a forward pass."""
+def ranges_needed_for(recipe: Recipe) -> str | None:
+    """What in a recipe cannot be done without ranges, in words; None when all of it can."""
+    reasons = {
+        "smoothing": isinstance(recipe.weights, SmoothQuant) and bool(recipe.weights.groups),
+        "activations with one scale per tensor": is_static(recipe.weights),
+        "an INT8 KV cache": recipe.kv_cache is not None,
+    }
+    return next((what for what, needed in reasons.items() if needed), None)
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """Refuse an output that would take the place of its source; a folder of its own inside the source is none.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise CheckpointError(
+            f"output {out} is the model's folder {source}, or holds it", fix="give an output of its own"
+        )
+
+
+class _RowConversion:
+    """One run of what needs no more than rows at once: walks the model in the order of a forward pass."""
 
     def __init__(self, source: HFCheckpoint, recipe: Recipe, writer: SafetensorsWriter, report: Reporter) -> None:
         self.source, self.recipe, self.writer, self.report = source, recipe, writer, report
@@ -168,11 +259,12 @@ class _Conversion:
         bias = None
         if hf_names.has_bias(self.source.config, linear.split(".", 2)[-1]):
             (bias,) = self._chunks(f"{projection}.bias")
+        facts = LinearFacts(self._name(f"{projection}.weight"))
         start = 0
         for rows in self._chunks(f"{projection}.weight"):
             part = None if bias is None else bias[start : start + len(rows)]
-            weight = quantize_linear(DenseWeight(rows, part), how, self.dtype, self._name(f"{projection}.weight"))
-            for suffix, tensor in layout.pack(weight).items():
+            weight = quantize_linear(DenseWeight(rows, part), how, self.dtype, facts)
+            for suffix, tensor in pack(weight).items():
                 self.writer.write_rows(f"{prefix}.{suffix}", tensor)
             start += len(rows)
 
@@ -186,10 +278,7 @@ class _Conversion:
             yield rows
             self.done += rows.nbytes
             self.report(ProgressEvent("convert", self.done, self.total, "B"))
-        if strange:
-            warnings.warn(
-                f"{self._name(name)} holds {strange} values that are NaN or infinite", WeightWarning, stacklevel=2
-            )
+        warn_not_finite(self._name(name), strange)
 
     def _name(self, tensor: str) -> str:
         return f"{self.source.path_of(tensor)}: tensor {tensor!r}"

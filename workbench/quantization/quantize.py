@@ -2,37 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from workbench.checkpoint.cast import cast
-from workbench.model.numerics import quantize_per_channel
-from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight
-from workbench.recipe import Int8WeightOnly, WeightQuantization
+from workbench.errors import CheckpointError, RecipeError
+from workbench.model.numerics import (
+    absmax_scale,
+    pack_int4,
+    quantize_int4_groups,
+    quantize_int8,
+    quantize_per_channel,
+)
+from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
+from workbench.recipe import Int4WeightOnly, Int8WeightOnly, SmoothQuant, WeightQuantization
 
 # Quantizing holds about five float32 copies of the values at hand: 4 Mi values keep that under 100 MB.
 CHUNK_VALUES = 1 << 22
 
 
+@dataclass(frozen=True)
+class LinearFacts:
+    """What a quantizer needs to know of a linear layer beside its weight.
+
+    Attributes:
+        name: for messages.
+        input_absmax: ``[in]`` float32 from calibration, smoothing included; only static activations need it.
+        projections: rows of each projection that is stacked in the weight: q, k, v or gate, up. Empty stands for one.
+    """
+
+    name: str = "the weight"
+    input_absmax: Tensor | None = None
+    projections: Sequence[int] = ()
+
+
 def quantize_linear(
-    weight: DenseWeight, how: WeightQuantization | None, dtype: torch.dtype, name: str = "the weight"
+    weight: DenseWeight, how: WeightQuantization | None, dtype: torch.dtype, facts: LinearFacts | None = None
 ) -> LinearWeight:
-    """Quantize a linear layer; None casts it to ``dtype``.
+    """Quantize a linear layer; None casts it to ``dtype``. Any smoothing is in the weight already.
 
     Args:
         weight: ``[out, in]`` in any float dtype, with its bias ``[out]`` or None.
         how: the quantization; None for none.
         dtype: of the bias, and of the weight where ``how`` is None.
-        name: the layer, for messages.
+        facts: the layer's name, input range and projections.
 
     Raises:
         CheckpointError: a value is beyond what ``dtype`` can hold.
+        RecipeError: INT4 for an odd number of input channels, or static activations without a range.
     """
-    bias = None if weight.bias is None else cast(weight.bias, dtype, f"{name}: bias")
+    facts = facts or LinearFacts()
+    bias = None if weight.bias is None else cast(weight.bias, dtype, f"{facts.name}: bias")
     match how:
         case None:
-            return DenseWeight(cast(weight.weight, dtype, name), bias)
+            return DenseWeight(cast(weight.weight, dtype, facts.name), bias)
         case Int8WeightOnly():
-            return _int8(weight, bias)
+            return Int8Weight(*_int8(weight.weight), bias)
+        case Int4WeightOnly():
+            return _int4(weight.weight, how.group_size, bias, facts.name)
+        case SmoothQuant():
+            integers, scale = _smoothquant_int8(weight.weight, how, facts)
+            return SmoothQuantWeight(integers, scale, bias, _input_scale(how, facts))
+
+
+def require_even(columns: int, name: str) -> None:
+    """Refuse INT4 for a layer with an odd number of input channels.
+
+    Raises:
+        RecipeError: it has one.
+    """
+    if columns % 2:
+        raise RecipeError(
+            f"{name} has {columns} input channels, and INT4 packs two into a byte",
+            allowed="an even number",
+            fix="add the layer to keep, or use kind int8",
+        )
 
 
 def rows_per_chunk(columns: int) -> int:
@@ -40,12 +87,64 @@ def rows_per_chunk(columns: int) -> int:
     return max(1, CHUNK_VALUES // columns)
 
 
-def _int8(weight: DenseWeight, bias: torch.Tensor | None) -> Int8Weight:
+def _chunks(rows: int, columns: int) -> list[slice]:
+    step = rows_per_chunk(columns)
+    return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Scales belong to rows, so working in chunks of rows gives the same integers in less memory."""
-    rows, columns = weight.weight.shape
-    integers = torch.empty(rows, columns, dtype=torch.int8, device=weight.weight.device)
-    scale = torch.empty(rows, dtype=torch.float32, device=weight.weight.device)
-    for start in range(0, rows, step := rows_per_chunk(columns)):
-        part = slice(start, start + step)
-        integers[part], scale[part] = quantize_per_channel(weight.weight[part])
-    return Int8Weight(integers, scale, bias)
+    rows, columns = weight.shape
+    integers = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
+    for part in _chunks(rows, columns):
+        integers[part], scale[part] = quantize_per_channel(weight[part])
+    return integers, scale
+
+
+def _int4(weight: Tensor, group_size: int, bias: Tensor | None, name: str) -> Int4GroupWeight:
+    rows, columns = weight.shape
+    require_even(columns, name)
+    group_size = min(group_size or columns, columns)
+    integers = torch.empty(rows, columns // 2, dtype=torch.uint8, device=weight.device)
+    scale = torch.empty(rows, -(-columns // group_size), dtype=torch.float16, device=weight.device)
+    for part in _chunks(rows, columns):
+        values, scale[part] = quantize_int4_groups(weight[part], group_size)
+        integers[part] = pack_int4(values)
+    return Int4GroupWeight(integers, scale, group_size, bias)
+
+
+def _smoothquant_int8(weight: Tensor, how: SmoothQuant, facts: LinearFacts) -> tuple[Tensor, Tensor]:
+    if how.weight == "per_channel":
+        return _int8(weight)
+    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    start = 0
+    for rows in facts.projections or [len(weight)]:
+        own = slice(start, start + rows)
+        integers[own], scale[own] = _one_scale(weight[own])
+        start += rows
+    return integers, scale
+
+
+def _one_scale(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`workbench.model.numerics.quantize_per_tensor`, in chunks of rows; the scale is ``[]``."""
+    parts = _chunks(*weight.shape)
+    scale = absmax_scale(torch.stack([_absmax(weight[part]) for part in parts]).max())
+    integers = [quantize_int8(weight[part], scale) for part in parts]
+    return integers[0] if len(integers) == 1 else torch.cat(integers), scale
+
+
+def _absmax(weight: Tensor) -> Tensor:
+    low, high = weight.aminmax()
+    return torch.maximum(-low, high).float()
+
+
+def _input_scale(how: SmoothQuant, facts: LinearFacts) -> Tensor | None:
+    if how.activation == "per_token":
+        return None
+    if facts.input_absmax is None:
+        raise CheckpointError(
+            f"{facts.name} has no calibrated input range", fix="run 'workbench calibrate' and give its ranges"
+        )
+    return absmax_scale(facts.input_absmax.max())

@@ -1,0 +1,142 @@
+"""An engine from a model or from a calibrated checkpoint: quantize into the engine's own folder, then build there.
+
+The folder holds ``checkpoint/`` beside the plan, so that it also runs where TensorRT does not. It appears whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.checkpoint.output_folder import check_output, output_folder
+from workbench.checkpoint.unified import Checkpoint, load_checkpoint
+from workbench.checkpoint.unified_config import CALIBRATED
+from workbench.checkpoint.unified_layout import checkpoint_tensors
+from workbench.engine.build import BuildOptions, BuildReport, EnginePlace, write_engine
+from workbench.engine.product import product_for_building
+from workbench.errors import CheckpointError, RecipeError
+from workbench.model.config import ModelConfig
+from workbench.progress import Reporter, silent
+from workbench.quantization.calibrated import quantize_calibrated
+from workbench.quantization.convert import check_apart, check_recipe, convert, ranges_needed_for
+from workbench.recipe import BuildLimits, Recipe, SmoothQuant
+
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine to make.
+
+    Attributes:
+        source: the Hugging Face folder or the calibrated checkpoint.
+        config: its model.
+        recipe: how to quantize, and the build limits.
+        engine_dir: the folder to write.
+    """
+
+    source: Path
+    config: ModelConfig
+    recipe: Recipe
+    engine_dir: Path
+
+
+def build_from_model(
+    model_dir: str | Path,
+    recipe: Recipe,
+    engine_dir: str | Path,
+    options: BuildOptions | None = None,
+    report: Reporter = silent,
+) -> BuildReport:
+    """Convert a Hugging Face model by a recipe that needs no ranges, and build.
+
+    Raises:
+        RecipeError: the recipe needs ranges, or does not fit the model.
+        CheckpointError, BackendError, BuildError, GateError, Cancelled: as ``convert`` and ``build_engine``.
+    """
+    needed_for = ranges_needed_for(recipe)
+    if needed_for is not None:
+        raise RecipeError(
+            f"the recipe asks for {needed_for}, which needs ranges, and {model_dir} is a model as it was published",
+            fix="calibrate it first with 'workbench convert' and -sq ALPHA, -kv or both, and give what that writes as "
+            "--ft_model_dir",
+        )
+    job = Job(Path(model_dir), HFCheckpoint.open(model_dir).config, recipe, Path(engine_dir))
+    return _make(job, lambda out: convert(model_dir, recipe, out, report=report), options, report)
+
+
+def build_from_calibrated(
+    checkpoint_dir: str | Path,
+    recipe: Recipe,
+    engine_dir: str | Path,
+    options: BuildOptions | None = None,
+    report: Reporter = silent,
+) -> BuildReport:
+    """Quantize a calibrated checkpoint by a recipe, and build.
+
+    Raises:
+        CheckpointError: it is no calibrated checkpoint; or SmoothQuant is asked for and it was not smoothed.
+        RecipeError, BackendError, BuildError, GateError, Cancelled: as ``quantize_calibrated`` and ``build_engine``.
+    """
+    source = load_checkpoint(checkpoint_dir)
+    require_calibrated(source, recipe)
+    job = Job(Path(checkpoint_dir), source.config, recipe, Path(engine_dir))
+    return _make(job, lambda out: quantize_calibrated(checkpoint_dir, recipe, out, report=report), options, report)
+
+
+def require_calibrated(source: Checkpoint, recipe: Recipe) -> None:
+    """Refuse a checkpoint that cannot be quantized as a recipe says.
+
+    Raises:
+        CheckpointError: what is missing, and the command that makes it.
+    """
+    if source.state != CALIBRATED:
+        raise CheckpointError(
+            f"{source.folder} is a {source.state} checkpoint, and holds no ranges to quantize by",
+            fix="give what 'workbench convert' with -sq ALPHA or -kv writes, or build this one as it is: "
+            "--checkpoint_dir",
+        )
+    if isinstance(recipe.weights, SmoothQuant) and source.smoothing is None:
+        raise CheckpointError(
+            f"{source.folder} was calibrated but not smoothed, and SmoothQuant is asked for",
+            fix="convert the model again with -sq ALPHA",
+        )
+
+
+def fitting_limits(limits: BuildLimits, config: ModelConfig, stated: frozenset[str] = frozenset()) -> BuildLimits:
+    """The limits, lowered to the model's positions where nobody chose them.
+
+    Args:
+        limits: as they would be.
+        config: the model.
+        stated: limits that a person chose; they stay.
+    """
+    most = config.max_position_embeddings
+    if limits.max_seq_len <= most:
+        return limits
+    output = limits.max_output_len if "max_output_len" in stated else min(limits.max_output_len, max(1, most // 4))
+    if "max_input_len" in stated:
+        # Too long a prompt stays as it is, and is refused with the model's own limit.
+        room = most - limits.max_input_len
+        return limits if "max_output_len" in stated or room < 1 else replace(limits, max_output_len=room)
+    return limits if output >= most else replace(limits, max_input_len=most - output, max_output_len=output)
+
+
+def _make(
+    job: Job, checkpoint_into: Callable[[Path], Checkpoint], options: BuildOptions | None, report: Reporter
+) -> BuildReport:
+    """The checkpoint and the plan, in one folder."""
+    product_for_building()
+    options = replace(options or BuildOptions(), limits=job.recipe.build)
+    check_recipe(job.recipe, job.config)
+    check_apart(job.source, job.engine_dir)
+    # The plan holds the weights once more.
+    needed_bytes = 2 * sum(spec.bytes for spec in checkpoint_tensors(job.config, job.recipe).values())
+    check_output(job.engine_dir, force=options.force, needed_bytes=needed_bytes)
+    with output_folder(job.engine_dir, force=options.force, needed_bytes=needed_bytes) as folder:
+        checkpoint = checkpoint_into(folder / CHECKPOINT)
+        place = EnginePlace(job.engine_dir, job.engine_dir / CHECKPOINT)
+        return write_engine(folder, checkpoint, place, options, report)
