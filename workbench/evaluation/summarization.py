@@ -219,7 +219,7 @@ def summarize(
         rows += model.generate(prompts[first : first + options.batch_size], options.output_len)
         seconds += time.perf_counter() - start
         report(ProgressEvent("summarize", len(rows), len(prompts), "articles"))
-    texts = tuple(tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows)
+    texts = tuple(str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows)
     targets = [_target_ids(tokenizer, article.highlights, options.output_len) for article in articles]
     return Summaries(
         texts,
