@@ -52,6 +52,43 @@ def test_rotary_is_read(tmp_path: Path) -> None:
     assert read_model_config(folder).rope_theta == 1e6
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": None},
+        {"rope_scaling": {"type": "default"}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e5, "original_max_position_embeddings": 2048}},
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rotary": {"type": "origin", "base": 500000}, "partial_rotary_factor": 1.0},
+    ],
+    ids=str,
+)
+def test_plain_rope_however_it_is_stated(tmp_path: Path, rope: dict[str, Any]) -> None:
+    expected = 5e5 if "500000" in str(rope) else 1e4
+    assert read_model_config(_folder(tmp_path, **rope)).rope_theta == expected
+
+
+def test_a_head_may_be_wider_than_its_share(tmp_path: Path) -> None:
+    config = read_model_config(_folder(tmp_path, head_dim=256, hidden_size=4098))
+    assert (config.head_dim, config.qkv_features) == (256, 3 * 32 * 256)
+    write_model_config(tmp_path, config, "float16")
+    assert read_model_config(tmp_path) == config
+    assert read_model_config(_folder(tmp_path, head_dim=None)).head_dim == 128
+
+
+@pytest.mark.parametrize("name", ["pad_token_id", "bos_token_id"])
+@pytest.mark.parametrize("stated", [-1, None, ...])
+def test_no_such_token(tmp_path: Path, name: str, stated: Any) -> None:
+    assert getattr(read_model_config(_folder(tmp_path, **{name: stated})), name) is None
+
+
+def test_attention_bias_is_llamas_name_for_bias(tmp_path: Path) -> None:
+    assert not read_model_config(_folder(tmp_path, bias=..., attention_bias=False)).qkv_bias
+    assert read_model_config(_folder(tmp_path, attention_bias=True)).output_bias
+
+
 @pytest.mark.parametrize(("stated", "expected"), [(False, False), (True, True), (..., True)])
 def test_bias_is_on_unless_switched_off(tmp_path: Path, stated: Any, expected: bool) -> None:
     config = read_model_config(_folder(tmp_path, bias=stated))
@@ -92,6 +129,32 @@ def test_a_written_config_reads_back(tmp_path: Path, kv_heads: int | None) -> No
         ({"bias": 1}, "bias is 1; allowed: true or false"),
         ({"rotary": {"type": "yarn"}}, "rotary.type is 'yarn'; allowed: 'origin' or 'dynamic'"),
         ({"rotary": {"type": "origin", "base": -1}}, "rotary.base is -1"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_scaling.type is 'linear'; allowed: 'default' or 'dynamic'",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type is 'yarn'; allowed: 'default' or 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.rope_type is 'llama3'; allowed: 'default' or"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta is 0; allowed: a number above 0"),
+        (
+            {"rope_scaling": {"type": "dynamic", "original_max_position_embeddings": 1024}},
+            "rope_scaling.original_max_position_embeddings is 1024; allowed: 2048, or nothing",
+        ),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}},
+            "rope_parameters.partial_rotary_factor is 0.5; allowed: 1.0, or nothing",
+        ),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; allowed: an object"),
+        (
+            {"rope_theta": 1e6, "rotary": {"type": "origin", "base": 10000}},
+            "rotary.base is 10000, rope_theta is 1e+06; allowed: one base of RoPE",
+        ),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor is 0.25; allowed: 1.0, or nothing"),
+        ({"head_dim": 63}, "head_dim is 63; allowed: an even number"),
+        ({"mlp_bias": True}, "mlp_bias is True; allowed: false, or nothing"),
+        ({"attention_bias": False}, "attention_bias is False; allowed: true, as bias is"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is {'quant_method': 'fp8'}; allowed: "),
+        ({"pad_token_id": -2}, "pad_token_id is -2; allowed: a whole number from 0"),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"num_hidden_layers": 1.5}, "num_hidden_layers is 1.5"),
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,9 @@ import pytest
 
 from workbench.checkpoint.output_folder import output_folder
 from workbench.errors import Cancelled, CheckpointError
+
+
+OLD = '{"workbench": {"kind": "checkpoint"}}'
 
 
 def _write(folder: Path, text: str) -> None:
@@ -45,11 +49,11 @@ def test_an_exception_leaves_things_as_they_were(tmp_path: Path, error: type[Bas
     target = tmp_path / "out"
     if existing:
         target.mkdir()
-        _write(target, "old")
+        _write(target, OLD)
     with pytest.raises(error):
         _write_and_raise(target, error)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
-    assert not existing or (target / "config.json").read_text() == "old"
+    assert not existing or (target / "config.json").read_text() == OLD
 
 
 def test_an_existing_output_is_refused(tmp_path: Path) -> None:
@@ -69,17 +73,43 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 def test_force_replaces(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    _write(target, "old")
+    _write(target, '{"workbench": {"kind": "engine"}}')
     (target / "stale").touch()
-    with output_folder(target, force=True, needed_bytes=1) as folder:
+    with output_folder(target, force=True, needed_bytes=1, replaces="engine") as folder:
         _write(folder, "new")
     assert [path.name for path in target.iterdir()] == ["config.json"]
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("config", ["{}", "not json", '{"architectures": ["InternLMForCausalLM"]}'])
+def test_force_does_not_replace_what_others_made(tmp_path: Path, config: str) -> None:
+    target = tmp_path / "downloaded"
+    target.mkdir()
+    _write(target, config)
+    for replaces in ("checkpoint", "engine", "model"):
+        with (
+            pytest.raises(CheckpointError, match=f"is no {replaces} that this command wrote; remove it by hand"),
+            output_folder(target, force=True, needed_bytes=1, replaces=replaces),
+        ):
+            pytest.fail("entered")
+    assert (target / "config.json").read_text() == config
+
+
+@pytest.mark.parametrize(("kind", "replaces"), [("checkpoint", "engine"), ("engine", "checkpoint")])
+def test_force_does_not_replace_another_kind_of_ours(tmp_path: Path, kind: str, replaces: str) -> None:
+    target = tmp_path / "ours"
+    target.mkdir()
+    _write(target, json.dumps({"workbench": {"kind": kind}}))
+    with (
+        pytest.raises(CheckpointError, match=f"is no {replaces}"),
+        output_folder(target, force=True, needed_bytes=1, replaces=replaces),
+    ):
+        pytest.fail("entered")
+
+
 def test_force_does_not_replace_a_stranger(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    match = "is no folder of a checkpoint, model or engine; remove it by hand"
+    match = "is no checkpoint that this command wrote; remove it by hand"
     with pytest.raises(CheckpointError, match=match), output_folder(tmp_path, force=True, needed_bytes=1):
         pytest.fail("entered")
     assert (tmp_path / "thesis.tex").exists()
@@ -88,7 +118,7 @@ def test_force_does_not_replace_a_stranger(tmp_path: Path) -> None:
 def test_force_does_not_replace_a_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(CheckpointError, match="is no folder"), output_folder(file, force=True, needed_bytes=1):
+    with pytest.raises(CheckpointError, match="is no checkpoint"), output_folder(file, force=True, needed_bytes=1):
         pytest.fail("entered")
 
 

@@ -79,7 +79,7 @@ def _leavings(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "checkpoint")
 
 
-@pytest.mark.parametrize("stop", [Cancelled, KeyboardInterrupt])
+@pytest.mark.parametrize("stop", [Cancelled, KeyboardInterrupt, BrokenPipeError])
 def test_a_stopped_build_leaves_nothing(
     stop: type[BaseException], checkpoint: Callable[[Recipe], Path], tmp_path: Path
 ) -> None:

@@ -100,6 +100,20 @@ def test_a_refusal_of_the_context_says_what_was_refused() -> None:
         engine.prefill(PROMPTS)
 
 
+def test_a_session_is_used_in_order_and_not_after_its_end() -> None:
+    engine = open_session(random_weights(), torch.float32)
+    with pytest.raises(RuntimeError, match=r"decode of ids \[3\] after a prefill of 0 rows"):
+        engine.decode(torch.tensor([1, 2, 3]))
+    engine.prefill(PROMPTS)
+    with pytest.raises(RuntimeError, match=r"decode of ids \[2\] after a prefill of 3 rows"):
+        engine.decode(torch.tensor([1, 2]))
+    engine.close()
+    with pytest.raises(RuntimeError, match="after a prefill of 0 rows"):
+        engine.decode(torch.tensor([1, 2, 3]))
+    with pytest.raises(RuntimeError, match="this session is closed"):
+        engine.prefill(PROMPTS)
+
+
 def test_limits_are_named() -> None:
     engine = open_session(random_weights(), torch.float32)
     with pytest.raises(LimitError, match="max_batch_size 3"):

@@ -18,7 +18,8 @@ from workbench.checkpoint.gguf_source import GgufLlama, LlamaShape, find_gguf
 from workbench.checkpoint.hf_config import ARCHITECTURES, GENERATION_FILE, write_json, write_model_config
 from workbench.checkpoint.huggingface import SINGLE_FILE
 from workbench.checkpoint.json_fields import JsonFields
-from workbench.checkpoint.output_folder import check_output, output_folder
+from workbench.checkpoint.output_folder import DEMO_MARKER as MARKER
+from workbench.checkpoint.output_folder import MODEL, check_output, output_folder
 from workbench.checkpoint.random_model import RandomModelSpec, write_random_model
 from workbench.checkpoint.safetensors_layout import TensorSpec
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
@@ -28,7 +29,6 @@ from workbench.progress import ProgressEvent, Reporter, silent
 __all__ = ["RandomModelSpec", "write_demo_model", "write_random_model"]
 
 GENERATOR_VERSION = 1
-MARKER = "demo_model.json"
 _SEED = 20230707
 # Standard deviation of v's bias, a fifth of v's own (0.5): it moves the logits by 9e-5, storing in float16 by 5e-4.
 _VALUE_BIAS = 0.1
@@ -56,13 +56,13 @@ def write_demo_model(out: Path, *, force: bool = False, report: Reporter = silen
         return False
     # Our own folder of another version may be replaced unasked.
     replace = force or (out / MARKER).is_file()
-    check_output(out, force=replace, needed_bytes=0)
+    check_output(out, force=replace, needed_bytes=0, replaces=MODEL)
     path = find_gguf()
     source = GgufLlama(path)
     config = _config(source)
     tensors = {name: TensorSpec(torch.float16, shape) for name, shape in hf_names.tensor_shapes(config).items()}
     total = sum(spec.bytes for spec in tensors.values())
-    with output_folder(out, force=replace, needed_bytes=total) as folder:
+    with output_folder(out, force=replace, needed_bytes=total, replaces=MODEL) as folder:
         with SafetensorsWriter(folder / SINGLE_FILE, tensors, {"format": "pt"}) as writer:
             done = 0
             for name, tensor in _tensors(source):

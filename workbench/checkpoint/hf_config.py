@@ -15,27 +15,33 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 # "dynamic" rescales the base beyond max_position_embeddings only; up to there it is plain RoPE.
 ROTARY_TYPES = ("origin", "dynamic")
+ROPE_TYPES = ("default", "dynamic")
+# Where later configurations than v1's state their RoPE; "type" is the older spelling of "rope_type".
+ROPE_SECTIONS = ("rope_parameters", "rope_scaling")
+# Fields of other Llamas that would change what the model computes, and the one value that changes nothing.
+NEUTRAL_FIELDS: dict[str, Any] = {"mlp_bias": False, "partial_rotary_factor": 1.0, "quantization_config": None}
 
 
 def read_model_config(folder: str | Path) -> ModelConfig:
     """The shape of the model in a Hugging Face folder.
 
-    A value that v1's own configuration class would fill in (no bias stated, no rotary stated) is filled in alike.
+    A value that v1's own configuration class would fill in (no bias stated, no rotary stated) is filled in alike. RoPE
+    and the width of a head may also be stated as in later Llamas' configs. Any stated field that would change what
+    the model computes is followed or refused.
 
     Raises:
-        CheckpointError: the folder or a field is missing, or a field is not what InternLM v1 allows.
+        CheckpointError: the folder or a field is missing, or a field is not what is supported.
     """
     folder = Path(folder)
     fields = _open_config(folder)
     _check_architecture(fields)
     fields.text("hidden_act", "silu", allowed=("silu",))
+    _check_neutral(fields, NEUTRAL_FIELDS)
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", heads)
-    if hidden % heads or (hidden // heads) % 2:
-        raise fields.wrong("num_attention_heads", f"a divisor of hidden_size {hidden} that leaves an even head width")
     if heads % kv_heads:
         raise fields.wrong("num_key_value_heads", f"a divisor of num_attention_heads {heads}")
-    bias = fields.boolean("bias", default=True)
+    bias = _bias(fields)
     return ModelConfig(
         architecture=ARCHITECTURES[0],
         vocab_size=fields.integer("vocab_size"),
@@ -44,14 +50,14 @@ def read_model_config(folder: str | Path) -> ModelConfig:
         num_layers=fields.integer("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=hidden // heads,
+        head_dim=_head_dim(fields, hidden, heads),
         norm_epsilon=fields.positive("rms_norm_eps", 1e-6),
         rope_theta=_rope_theta(fields),
         max_position_embeddings=fields.integer("max_position_embeddings", 2048),
         qkv_bias=bias,
         output_bias=bias,
-        bos_token_id=fields.optional_integer("bos_token_id"),
-        pad_token_id=fields.optional_integer("pad_token_id"),
+        bos_token_id=_token_id(fields, "bos_token_id"),
+        pad_token_id=_token_id(fields, "pad_token_id"),
         eos_token_ids=_eos_token_ids(folder, fields),
     )
 
@@ -62,7 +68,7 @@ def ties_embeddings(folder: str | Path) -> bool:
 
 
 def write_model_config(folder: Path, config: ModelConfig, dtype: str) -> None:
-    """Write ``config.json`` in v1's own field names; ``num_key_value_heads``, which v1 lacks, only under GQA."""
+    """Write ``config.json`` in v1's own field names; fields that v1 lacks only where the shape needs them."""
     content: dict[str, Any] = {
         "architectures": [config.architecture],
         "bias": config.qkv_bias,
@@ -86,6 +92,8 @@ def write_model_config(folder: Path, config: ModelConfig, dtype: str) -> None:
     }
     if config.num_kv_heads != config.num_heads:
         content["num_key_value_heads"] = config.num_kv_heads
+    if config.head_dim * config.num_heads != config.hidden_size:
+        content["head_dim"] = config.head_dim
     write_json(folder / CONFIG_FILE, content)
 
 
@@ -115,12 +123,63 @@ def _check_architecture(fields: JsonFields) -> None:
         raise CheckpointError(f"{fields.path}: architecture {stated[0]!r} is unknown", allowed=", ".join(ARCHITECTURES))
 
 
+def _check_neutral(fields: JsonFields, neutral: dict[str, Any]) -> None:
+    for name, value in neutral.items():
+        if name in fields and fields.content[name] != value:
+            raise fields.wrong(name, "nothing" if value is None else f"{json.dumps(value)}, or nothing")
+
+
+def _bias(fields: JsonFields) -> bool:
+    """Whether q, k, v and o carry a bias; ``attention_bias`` is Llama's name for v1's ``bias``."""
+    if "bias" not in fields:
+        return fields.boolean("attention_bias", default=True)
+    bias = fields.boolean("bias")
+    if fields.boolean("attention_bias", default=bias) != bias:
+        raise fields.wrong("attention_bias", f"{json.dumps(bias)}, as bias is")
+    return bias
+
+
+def _head_dim(fields: JsonFields, hidden: int, heads: int) -> int:
+    if "head_dim" in fields:
+        head_dim = fields.integer("head_dim")
+        if head_dim % 2:
+            raise fields.wrong("head_dim", "an even number")
+        return head_dim
+    if hidden % heads or (hidden // heads) % 2:
+        raise fields.wrong("num_attention_heads", f"a divisor of hidden_size {hidden} that leaves an even head width")
+    return hidden // heads
+
+
 def _rope_theta(fields: JsonFields) -> float:
-    if "rotary" not in fields:
-        return fields.positive("rope_theta", 10000.0)
-    rotary = fields.section("rotary")
-    rotary.text("type", "dynamic", allowed=ROTARY_TYPES)
-    return rotary.positive("base", 10000.0)
+    """The base of plain RoPE, wherever it is stated; every other kind of RoPE is refused."""
+    stated: dict[str, float] = {}
+    if "rotary" in fields:
+        rotary = fields.section("rotary")
+        rotary.text("type", "dynamic", allowed=ROTARY_TYPES)
+        stated["rotary.base"] = rotary.positive("base", 10000.0)
+    for name in ROPE_SECTIONS:
+        if name in fields:
+            rope = fields.section(name)
+            _check_plain(rope, fields.integer("max_position_embeddings", 2048))
+            if "rope_theta" in rope:
+                stated[f"{name}.rope_theta"] = rope.positive("rope_theta")
+    if "rope_theta" in fields:
+        stated["rope_theta"] = fields.positive("rope_theta")
+    if len(set(stated.values())) > 1:
+        said = ", ".join(f"{name} is {value:g}" for name, value in stated.items())
+        raise CheckpointError(f"{fields.path}: {said}", allowed="one base of RoPE")
+    return next(iter(stated.values()), 10000.0)
+
+
+def _check_plain(rope: JsonFields, positions: int) -> None:
+    for name in ("rope_type", "type"):
+        rope.text(name, "default", allowed=ROPE_TYPES)
+    _check_neutral(rope, {"partial_rotary_factor": 1.0, "original_max_position_embeddings": positions})
+
+
+def _token_id(fields: JsonFields, name: str) -> int | None:
+    """An id from 0; None where there is none, for which some configs write -1."""
+    return None if fields.content.get(name) == -1 else fields.optional_integer(name)
 
 
 def _eos_token_ids(folder: Path, fields: JsonFields) -> tuple[int, ...]:

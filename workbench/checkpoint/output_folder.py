@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,40 +12,45 @@ from pathlib import Path
 
 from workbench.errors import CheckpointError
 
+CHECKPOINT, ENGINE, MODEL = "checkpoint", "engine", "model"
+DEMO_MARKER, RANDOM_MARKER = "demo_model.json", "random_model.json"
+MODEL_MARKERS = (DEMO_MARKER, RANDOM_MARKER)
+
 
 @contextmanager
-def output_folder(target: Path, *, force: bool, needed_bytes: int) -> Iterator[Path]:
+def output_folder(target: Path, *, force: bool, needed_bytes: int, replaces: str = CHECKPOINT) -> Iterator[Path]:
     """Yield a new folder beside ``target``; it takes ``target``'s name when the block ends well.
 
     On any exception, Ctrl-C included, it is removed and an existing ``target`` is left as it was.
 
     Args:
         target: where the result shall stand.
-        force: replace an existing ``target``; only a folder that is empty or holds a ``config.json`` is replaced.
+        force: replace an existing ``target``; only an empty folder, or one of the kind ``replaces``, is replaced.
         needed_bytes: what the block will write.
+        replaces: the kind of folder that the caller itself writes: "checkpoint", "engine" or "model" (made by us).
 
     Raises:
         CheckpointError: ``target`` exists and may not be replaced, or the disk has too little room.
     """
     target = Path(target).absolute()
-    check_output(target, force=force, needed_bytes=needed_bytes)
+    check_output(target, force=force, needed_bytes=needed_bytes, replaces=replaces)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         folder.chmod(0o777 & ~_umask())
         yield folder
-        _put_in_place(folder, target, force=force)
+        _put_in_place(folder, target, force=force, replaces=replaces)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_output(target: Path, *, force: bool, needed_bytes: int) -> None:
+def check_output(target: Path, *, force: bool, needed_bytes: int, replaces: str = CHECKPOINT) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
     Raises:
         CheckpointError: as :func:`output_folder`.
     """
-    _check_absent(target, force=force)
+    _check_absent(target, force=force, replaces=replaces)
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise CheckpointError(f"{parent} cannot be written to", fix="give an output in a folder of yours")
@@ -56,20 +62,34 @@ def check_output(target: Path, *, force: bool, needed_bytes: int) -> None:
         )
 
 
-def _check_absent(target: Path, *, force: bool) -> None:
+def folder_kind(folder: Path) -> str | None:
+    """What a folder of ours is: "checkpoint", "engine" or "model"; None for anything else, a downloaded model too."""
+    if any((folder / marker).is_file() for marker in MODEL_MARKERS):
+        return MODEL
+    try:
+        section = json.loads((folder / "config.json").read_text(encoding="utf-8"))["workbench"]
+        return str(section["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_absent(target: Path, *, force: bool, replaces: str) -> None:
     if not os.path.lexists(target):
         return
     if not force:
         raise CheckpointError(f"output {target} exists", fix="add --force to replace it, or give another output")
-    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not (target / "config.json").exists()):
+    ours = (
+        target.is_dir() and not target.is_symlink() and (not any(target.iterdir()) or folder_kind(target) == replaces)
+    )
+    if not ours:
         raise CheckpointError(
-            f"output {target} exists and is no folder of a checkpoint, model or engine",
+            f"output {target} exists and is no {replaces} that this command wrote",
             fix="remove it by hand, or give another output",
         )
 
 
-def _put_in_place(folder: Path, target: Path, *, force: bool) -> None:
-    _check_absent(target, force=force)
+def _put_in_place(folder: Path, target: Path, *, force: bool, replaces: str) -> None:
+    _check_absent(target, force=force, replaces=replaces)
     if not target.exists():
         folder.rename(target)
         return

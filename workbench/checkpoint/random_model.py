@@ -14,7 +14,7 @@ from workbench.checkpoint import hf_names
 from workbench.checkpoint.cast import torch_dtype
 from workbench.checkpoint.hf_config import ARCHITECTURES, write_json, write_model_config
 from workbench.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE
-from workbench.checkpoint.output_folder import output_folder
+from workbench.checkpoint.output_folder import MODEL, RANDOM_MARKER, output_folder
 from workbench.checkpoint.safetensors_layout import TensorSpec
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
 from workbench.errors import WorkbenchError
@@ -98,8 +98,9 @@ def write_random_model(out: Path, spec: RandomModelSpec, *, force: bool = False,
     tensors = {name: TensorSpec(dtype, shape) for name, shape in hf_names.tensor_shapes(spec.config).items()}
     total = sum(tensor.bytes for tensor in tensors.values())
     done = 0
-    with output_folder(out, force=force, needed_bytes=total) as folder:
+    with output_folder(out, force=force, needed_bytes=total, replaces=MODEL) as folder:
         write_model_config(folder, spec.config, spec.dtype)
+        write_json(folder / RANDOM_MARKER, {"seed": spec.seed})
         shards = _shards(tensors, spec.shard_bytes)
         for file_name, names in shards.items():
             planned = {name: tensors[name] for name in names}

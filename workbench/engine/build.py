@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from workbench.checkpoint.output_folder import check_output, output_folder
+from workbench.checkpoint.output_folder import ENGINE, check_output, output_folder
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.engine.check import CheckOptions, NetworkCheck, check_network
 from workbench.engine.folder import EngineConfig, plan_path, write_engine_config
@@ -143,9 +143,9 @@ def build_engine(
     output = Path(output_dir)
     checkpoint = load_checkpoint(checkpoint_dir)
     needed = _weight_bytes(checkpoint)
-    check_output(output, force=options.force, needed_bytes=needed)
+    check_output(output, force=options.force, needed_bytes=needed, replaces=ENGINE)
     product_for_building()
-    with output_folder(output, force=options.force, needed_bytes=needed) as folder:
+    with output_folder(output, force=options.force, needed_bytes=needed, replaces=ENGINE) as folder:
         return write_engine(folder, checkpoint, EnginePlace(output, checkpoint.folder), options, report)
 
 

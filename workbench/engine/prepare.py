@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.checkpoint.huggingface import HFCheckpoint
-from workbench.checkpoint.output_folder import check_output, output_folder
+from workbench.checkpoint.output_folder import ENGINE, check_output, output_folder
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import CALIBRATED
 from workbench.checkpoint.unified_layout import checkpoint_tensors
@@ -135,8 +135,8 @@ def _make(
     check_apart(job.source, job.engine_dir)
     # The plan holds the weights once more.
     needed_bytes = 2 * sum(spec.bytes for spec in checkpoint_tensors(job.config, job.recipe).values())
-    check_output(job.engine_dir, force=options.force, needed_bytes=needed_bytes)
-    with output_folder(job.engine_dir, force=options.force, needed_bytes=needed_bytes) as folder:
+    check_output(job.engine_dir, force=options.force, needed_bytes=needed_bytes, replaces=ENGINE)
+    with output_folder(job.engine_dir, force=options.force, needed_bytes=needed_bytes, replaces=ENGINE) as folder:
         checkpoint = checkpoint_into(folder / CHECKPOINT)
         place = EnginePlace(job.engine_dir, job.engine_dir / CHECKPOINT)
         return write_engine(folder, checkpoint, place, options, report)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from workbench.errors import Cancelled
 from workbench.progress import ProgressEvent, Reporter
 
 
@@ -59,7 +58,8 @@ class BuilderThread:
         """The builder's result.
 
         Raises:
-            Cancelled: the reporter raised it; KeyboardInterrupt likewise. The builder has ended by then.
+            BaseException: whatever the reporter raised, Cancelled and KeyboardInterrupt among it; the builder has
+                ended by then.
         """
         self._thread.start()
         try:
@@ -68,7 +68,8 @@ class BuilderThread:
                     report(self._events.get(timeout=0.1))
                 except queue.Empty:
                     continue
-        except (Cancelled, KeyboardInterrupt):
+        except BaseException:
+            # Whatever the reporter raised: the builder must not go on writing into a folder that is being removed.
             self._cancelled.set()
             self._thread.join()
             raise

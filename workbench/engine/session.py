@@ -67,7 +67,7 @@ class EngineSession:
         self.config = shape.config
         self.limits = shape.limits
         self.shape = shape
-        self._context = context
+        self._context: ExecutionContext | None = context
         self._keep_alive = keep_alive
         self._caches: dict[str, Tensor] = {}
         self._lengths = torch.zeros(0, dtype=torch.long)
@@ -79,6 +79,7 @@ class EngineSession:
         Raises:
             LimitError: a prompt, the batch or a token id beyond the engine's limits.
         """
+        self._open()
         check_prompts(prompts, self.config, self.limits)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int32)
@@ -94,7 +95,10 @@ class EngineSession:
 
         Raises:
             LimitError: the cache is full, or an id is outside the vocabulary.
+            RuntimeError: before any prefill, with another number of rows than that had, or after ``close``.
         """
+        if len(self._lengths) == 0 or ids.shape != self._lengths.shape:
+            raise RuntimeError(f"decode of ids {list(ids.shape)} after a prefill of {len(self._lengths)} rows")
         check_ids(ids, self.config)
         check_decode(int(self._lengths.max()) + 1, self.config, self.limits)
         logits = self._run(DECODE_PROFILE, ids.cpu().int()[:, None], self._lengths, torch.zeros_like(self._lengths))
@@ -102,9 +106,16 @@ class EngineSession:
         return logits
 
     def close(self) -> None:
-        """Free the cache and the engine."""
-        self._caches.clear()
+        """Free the context first, then the engine and the cache; the session is of no use afterwards."""
+        self._context = None
         self._keep_alive = ()
+        self._caches.clear()
+        self._lengths = torch.zeros(0, dtype=torch.long)
+
+    def _open(self) -> ExecutionContext:
+        if self._context is None:
+            raise RuntimeError("this session is closed")
+        return self._context
 
     def _allocate(self, batch: int) -> None:
         config, limits = self.config, self.limits
@@ -121,7 +132,7 @@ class EngineSession:
         device, batch, seq = self.shape.device, ids.shape[0], ids.shape[1]
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         if profile != self._profile:
-            self._require(self._context.set_optimization_profile_async(profile, stream), f"profile {profile}")
+            self._require(self._open().set_optimization_profile_async(profile, stream), f"profile {profile}")
             self._profile = profile
         inputs = {
             "input_ids": ids.to(device),
@@ -134,7 +145,7 @@ class EngineSession:
         for name, tensor in inputs.items():
             self._bind_input(name, tensor)
         self._bind("logits", logits)
-        self._require(self._context.execute_async_v3(stream), "execution")
+        self._require(self._open().execute_async_v3(stream), "execution")
         self._write_back(rows, start, seq)
         return logits[:, 0]
 
@@ -161,13 +172,13 @@ class EngineSession:
             self._caches[place][batch, :, positions] = new.transpose(1, 2)
 
     def _bind_input(self, name: str, tensor: Tensor) -> None:
-        self._require(self._context.set_input_shape(name, tuple(tensor.shape)), f"{name} {list(tensor.shape)}")
+        self._require(self._open().set_input_shape(name, tuple(tensor.shape)), f"{name} {list(tensor.shape)}")
         self._bind(name, tensor)
 
     def _bind(self, name: str, tensor: Tensor) -> None:
-        self._require(self._context.set_tensor_address(name, tensor.data_ptr()), f"the buffer of {name}")
+        self._require(self._open().set_tensor_address(name, tensor.data_ptr()), f"the buffer of {name}")
 
-    def _require(self, accepted: bool, what: str) -> None:
+    def _require(self, accepted: object, what: str) -> None:
         if not accepted:
             raise BackendError(
                 f"TensorRT refused {what}", fix="build the engine again, or run its checkpoint with --backend cpu"
