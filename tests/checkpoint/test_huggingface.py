@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,8 +109,35 @@ def test_a_missing_tensor(model: Breakable) -> None:
     model.edit_tensors(lambda tensors: tensors.pop(Q_PROJ))
     checkpoint = HFCheckpoint.open(model.folder)
     for read in (lambda: checkpoint.check(), lambda: checkpoint.tensor(Q_PROJ)):
-        with pytest.raises(CheckpointError, match=rf"tensor '{Q_PROJ}' is missing; allowed: \[64, 64\]"):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"model\.safetensors: tensor '{Q_PROJ}' is missing; allowed: one of shape \[64, 64\], as config\.json "
+            "says; fetch the file again",
+        ):
             read()
+
+
+def test_a_tensor_that_the_index_lacks(random_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    shutil.copytree(random_model_dir(shard_bytes=50_000), tmp_path / "model")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"][Q_PROJ]
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors\.index\.json: tensor '{Q_PROJ}' is missing"):
+        HFCheckpoint.open(tmp_path / "model").check()
+
+
+def test_a_file_without_tensors(model: Breakable) -> None:
+    model.edit_tensors(lambda tensors: tensors.clear())
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor 'model\.embed_tokens\.weight' is missing"):
+        HFCheckpoint.open(model.folder).check()
+
+
+def test_a_tied_model_without_embedding(model: Breakable) -> None:
+    model.edit_config(tie_word_embeddings=True)
+    model.edit_tensors(lambda tensors: (tensors.pop("lm_head.weight"), tensors.pop("model.embed_tokens.weight")))
+    with pytest.raises(CheckpointError, match=r"tensor 'model\.embed_tokens\.weight' is missing"):
+        HFCheckpoint.open(model.folder).tensor("lm_head.weight")
 
 
 def test_a_missing_bias(model: Breakable) -> None:

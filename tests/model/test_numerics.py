@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,17 @@ def test_a_row_of_zeros_has_scale_one() -> None:
     integers, scale = quantize_per_channel(torch.tensor([[0.0, -0.0], [0.0, 254.0]]))
     assert scale.tolist() == [1.0, 2.0]
     assert integers.tolist() == [[0, 0], [0, 127]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("quantize", [quantize_per_channel, lambda w: quantize_int4_groups(w, 2), quantize_per_token])
+def test_what_is_no_number_is_never_a_silent_zero(
+    quantize: Callable[[Tensor], tuple[Tensor, Tensor]], value: float
+) -> None:
+    integers, scale = quantize(torch.tensor([[1.0, value], [0.0, 2.0]]))
+    restored = integers.float() * scale.float().reshape(2, 1)
+    assert not restored[0].isfinite().any()
+    assert restored[1].tolist() == pytest.approx([0, 2], rel=2**-11)
 
 
 def test_denormals_give_finite_integers() -> None:

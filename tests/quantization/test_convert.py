@@ -6,6 +6,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from workbench.model.weights import Int8Weight
 from workbench.progress import ProgressEvent
 from workbench.quantization import quantize
 from workbench.quantization.convert import convert, plan_conversion
-from workbench.recipe import Int8WeightOnly, Recipe
+from workbench.recipe import Int4WeightOnly, Int8WeightOnly, Recipe
 
 INT8 = Recipe(weights=Int8WeightOnly())
 
@@ -132,6 +133,23 @@ def test_values_that_are_no_numbers_are_told(model: Breakable, tmp_path: Path, n
     model.edit_tensors(_spoil(name, value))
     with pytest.warns(WeightWarning, match=rf"model\.safetensors: tensor '{name}' holds 2 values that are NaN or inf"):
         convert(model.folder, INT8, tmp_path / "out")
+
+
+@pytest.mark.parametrize("recipe", [INT8, Recipe(weights=Int4WeightOnly(32))], ids=["int8", "int4"])
+def test_values_that_are_no_numbers_are_not_quantized(
+    model: Breakable, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The two values lie in different chunks of rows: both are counted.
+    monkeypatch.setattr(quantize, "CHUNK_VALUES", 64)
+    name = "model.layers.1.mlp.up_proj.weight"
+    model.edit_tensors(lambda tensors: tensors[name][3:5, 0].fill_(torch.nan))
+    match = rf"model\.safetensors: tensor '{name}' holds 2 values that are NaN or infinite, which cannot be quantized"
+    with pytest.raises(CheckpointError, match=match):
+        convert(model.folder, recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    kept = replace(recipe, keep=("layers.1.mlp.gate_up",))
+    with pytest.warns(WeightWarning, match=f"'{name}' holds 2 values"):
+        convert(model.folder, kept, tmp_path / "out")
 
 
 def test_a_sound_model_gives_no_warning(model: Breakable, tmp_path: Path) -> None:

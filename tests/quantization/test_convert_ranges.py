@@ -283,18 +283,33 @@ def test_kept_layers_stay_dense_and_smoothed(model: Path, tmp_path: Path) -> Non
     assert "transformer.layers.1.attention.dense.smoother" not in names
 
 
-@pytest.mark.parametrize("name", ["mlp.down_proj.weight", "self_attn.o_proj.bias"])
-def test_weights_that_are_no_numbers_are_told(model: Path, tmp_path: Path, name: str) -> None:
-    ranges = ranges_of(model)
-    shutil.copytree(model, tmp_path / "model")
-    broken = Breakable(tmp_path / "model", "model.safetensors")
+def _with_nan(model: Path, folder: Path, name: str) -> ActivationRanges:
+    """A copy of the model with two NaN in a tensor of layer 1, and the sound model's ranges as if they were its own."""
+    shutil.copytree(model, folder)
+    broken = Breakable(folder, "model.safetensors")
     broken.edit_tensors(lambda tensors: tensors[f"model.layers.1.{name}"].view(-1)[5:7].fill_(float("nan")))
-    fingerprint = HFCheckpoint.open(broken.folder).fingerprint()
-    source = dataclasses.replace(ranges.source[0], model_fingerprint=fingerprint)
-    ranges = dataclasses.replace(ranges, source=(source,))
-    site = "mlp.down" if "down" in name else "attention.o"
-    with pytest.warns(WeightWarning, match=rf"layers\.1\.{site} holds 2 values that are NaN or infinite"):
-        convert(broken.folder, Recipe(weights=SmoothQuant()), tmp_path / "out", ranges=ranges)
+    ranges = ranges_of(model)
+    source = dataclasses.replace(ranges.source[0], model_fingerprint=HFCheckpoint.open(folder).fingerprint())
+    return dataclasses.replace(ranges, source=(source,))
+
+
+def test_biases_that_are_no_numbers_are_told(model: Path, tmp_path: Path) -> None:
+    ranges = _with_nan(model, tmp_path / "model", "self_attn.o_proj.bias")
+    with pytest.warns(WeightWarning, match=r"layers\.1\.attention\.o holds 2 values that are NaN or infinite"):
+        convert(tmp_path / "model", Recipe(weights=SmoothQuant()), tmp_path / "out", ranges=ranges)
+
+
+# Unsmoothed, the scale is what fails; smoothed, even a layer that is kept would spoil the norm before it.
+@pytest.mark.parametrize(("groups", "keep"), [((), ()), (("o", "down"), ("layers.1.mlp.gate_up",))])
+def test_weights_that_are_no_numbers_are_not_quantized(
+    model: Path, tmp_path: Path, groups: tuple[str, ...], keep: tuple[str, ...]
+) -> None:
+    ranges = _with_nan(model, tmp_path / "model", "mlp.gate_proj.weight")
+    recipe = Recipe(weights=SmoothQuant(groups=groups), keep=keep)
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1\.mlp\.gate_up holds 2 values that are NaN or infinite, which"
+    ):
+        convert(tmp_path / "model", recipe, tmp_path / "out", ranges=ranges)
 
 
 # ---- what is refused

@@ -13,7 +13,14 @@ from workbench.model.numerics import quantize_per_channel
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, SmoothQuantWeight
 from workbench.quantization import quantize
 from workbench.quantization.quantize import LinearFacts, quantize_linear
-from workbench.recipe import INPUT_SCALES, WEIGHT_SCALES, Int4WeightOnly, Int8WeightOnly, SmoothQuant
+from workbench.recipe import (
+    INPUT_SCALES,
+    WEIGHT_SCALES,
+    Int4WeightOnly,
+    Int8WeightOnly,
+    SmoothQuant,
+    WeightQuantization,
+)
 
 
 def test_none_casts() -> None:
@@ -51,6 +58,18 @@ def test_an_overflow_names_the_layer() -> None:
     bias = DenseWeight(torch.ones(1, 1), torch.full((1,), 1e6))
     with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.down: bias holds 1e\+06"):
         quantize_linear(bias, Int8WeightOnly(), torch.float16, LinearFacts("layers.3.mlp.down"))
+
+
+@pytest.mark.parametrize("how", [Int8WeightOnly(), Int4WeightOnly(32), SmoothQuant(), SmoothQuant(weight="per_tensor")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_not_quantized(how: WeightQuantization, value: float) -> None:
+    weight = torch.ones(4, 6)
+    weight[2, 3] = weight[3, 3] = value
+    match = (
+        r"layers\.3\.mlp\.down holds 2 values that are NaN or infinite, which cannot be.*; allowed: finite values; get"
+    )
+    with pytest.raises(CheckpointError, match=match):
+        quantize_linear(DenseWeight(weight), how, torch.float16, LinearFacts("layers.3.mlp.down"))
 
 
 def _weight(rows: int = 24, columns: int = 200) -> torch.Tensor:

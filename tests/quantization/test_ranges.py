@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from workbench.errors import CheckpointError, RecipeError
@@ -107,6 +107,8 @@ def test_codes_sort_as_magnitudes_and_give_them_back(dtype: torch.dtype) -> None
 def test_percentiles_are_within_a_bin_of_sorting(percent: float, seed: int, spread: float, scale: float) -> None:
     torch.manual_seed(seed)
     values = torch.randn(4000) * torch.exp(spread * torch.randn(4000)) * scale
+    # The last bin holds all that is larger.
+    assume(bool(values.abs().max() < bin_edges()[-1]))
     found = float(percentiles(count_bins(magnitude_codes(values), torch.float32), percent))
     ordered = values.abs().sort().values
     exact = float(ordered[round(percent * 40) - 1])

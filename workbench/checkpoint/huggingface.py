@@ -67,9 +67,10 @@ class HFCheckpoint:
             raise CheckpointError(f"InternLM v1 has no tensor {name!r}", fix=nearest(name, shapes) or None)
         stored = self._stored(name)
         if stored not in self.files:
-            fix = "fetch the missing file" if self.files else None
             raise CheckpointError(
-                f"{self.folder}: tensor {name!r} is missing", allowed=f"{list(shapes[name])}", fix=fix
+                f"{_list_of_tensors(self.folder)}: tensor {stored!r} is missing",
+                allowed=f"one of shape {list(shapes[name])}, as config.json says",
+                fix="fetch the file again, or the config.json that belongs to it",
             )
         file = self.files[stored]
         spec = file.places[stored].spec
@@ -107,7 +108,7 @@ class HFCheckpoint:
             self.spec(name)
 
     def fingerprint(self) -> str:
-        """Which model this is: SHA-256 over the config, the weight files' headers and sizes, and each tensor's start."""
+        """Which model this is: SHA-256 over the config, the weight files' headers and sizes, and tensors' starts."""
         digest = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes())
         for file in sorted(set(self.files.values()), key=lambda file: file.path.name):
             digest.update(file.head + f"{file.path.name} {file.bytes}".encode())
@@ -161,11 +162,18 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
+def _list_of_tensors(folder: Path) -> Path:
+    """The file that says which tensors there are: the index of the shards, or the only file."""
+    index = folder / INDEX_FILE
+    return index if index.is_file() else folder / SINGLE_FILE
+
+
 def _find_tensors(folder: Path) -> dict[str, SafetensorsFile]:
-    if (folder / INDEX_FILE).is_file():
+    path = _list_of_tensors(folder)
+    if path.name == INDEX_FILE:
         return _from_index(folder)
-    if (folder / SINGLE_FILE).is_file():
-        file = SafetensorsFile(folder / SINGLE_FILE)
+    if path.is_file():
+        file = SafetensorsFile(path)
         return dict.fromkeys(file.places, file)
     raise CheckpointError(f"{folder} has no weights", allowed=f"{SINGLE_FILE}, or {INDEX_FILE} and the files it names")
 

@@ -2,8 +2,11 @@
 
 Order, everywhere: ``scale = absmax / limit`` is computed in float32 and stored in its stored dtype; then
 ``q = clamp(round_half_even(x / scale), low, high)`` is computed in float32 *with the scale as stored*. INT8 uses
-[-127, 127] with ``absmax / 127`` stored in float32; INT4 uses [-8, 7] with ``absmax / 7`` stored in float16. An all-zero
-row gets scale 1. ``weight_scale`` and ``input_scale`` multiply integers back to reals.
+[-127, 127] with ``absmax / 127`` stored in float32; INT4 uses [-8, 7] with ``absmax / 7`` stored in float16. A row of
+zeros gets scale 1. ``weight_scale`` and ``input_scale`` multiply integers back to reals.
+
+No integer stands for NaN or infinity: they go into the scale, so that what is multiplied back is not silently zero.
+Weights that hold any are refused before, by :mod:`workbench.quantization.quantize`.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ INT4_LIMIT = 7
 def absmax_scale(absmax: Tensor, limit: int = INT8_LIMIT) -> Tensor:
     """The scale that maps ``absmax`` to ``limit``; float32, same shape. Zero maxima give scale 1.
 
-    A maximum so small that the division underflows to zero is treated as zero: its integers would be infinite.
+    A maximum so small that the division underflows to zero is treated as zero: its integers would be infinite. NaN and
+    infinite maxima give scales that are the same.
     """
     scale = absmax.float() / limit
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def quantize_int8(x: Tensor, scale: Tensor) -> Tensor:
@@ -87,8 +91,8 @@ def _int4(part: Tensor) -> tuple[Tensor, Tensor]:
     scale = absmax_scale(part.abs().amax(1, keepdim=True), INT4_LIMIT)
     half = scale.to(torch.float16)
     # Maxima beyond float16's range in either direction: the nearest scale that can be stored.
-    half = torch.where(half > 0, half, torch.full_like(half, torch.finfo(torch.float16).smallest_normal))
-    half = half.clamp(max=torch.finfo(torch.float16).max)
+    half = torch.where(half == 0, torch.full_like(half, torch.finfo(torch.float16).smallest_normal), half)
+    half = torch.where(scale.isfinite(), half.clamp(max=torch.finfo(torch.float16).max), half)
     integers = torch.clamp(torch.round(part / half.float()), -INT4_LIMIT - 1, INT4_LIMIT)
     return integers.to(torch.int8), half
 

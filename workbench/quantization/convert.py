@@ -28,7 +28,14 @@ from workbench.model.weights import DenseWeight, ModelWeights
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.layer_conversion import LayerConversion, Quantization, warn_not_finite, write_kv_scales
 from workbench.quantization.observed import check_fits
-from workbench.quantization.quantize import CHUNK_VALUES, LinearFacts, quantize_linear, require_even, rows_per_chunk
+from workbench.quantization.quantize import (
+    CHUNK_VALUES,
+    LinearFacts,
+    quantize_linear,
+    require_even,
+    require_finite,
+    rows_per_chunk,
+)
 from workbench.quantization.ranges import ActivationRanges
 from workbench.recipe import Int4WeightOnly, Recipe, SmoothQuant
 
@@ -74,7 +81,7 @@ def convert(
 ) -> Checkpoint:
     """Convert a model; ``out`` appears whole or, on any error or Ctrl-C, not at all.
 
-    Weights that are NaN or infinite are carried over with a :class:`WeightWarning`.
+    Values that are NaN or infinite are carried over with a :class:`WeightWarning`, but never quantized or smoothed.
 
     Args:
         model_dir: the Hugging Face folder; it takes the place of ``recipe.model``.
@@ -85,8 +92,8 @@ def convert(
         report: told the bytes that are done.
 
     Raises:
-        CheckpointError: the source is not usable, a value does not fit the dtype, ``out`` exists or lies in the source,
-            the disk is too small, or the ranges are of another model.
+        CheckpointError: the source is not usable, a value does not fit the dtype, a weight to quantize is NaN or
+            infinite, ``out`` exists or lies in the source, the disk is too small, or the ranges are of another model.
         RecipeError: the recipe does not fit the model, or needs ranges and there are none.
     """
     source, out = open_source(model_dir, recipe), Path(out)
@@ -261,20 +268,25 @@ class _RowConversion:
             (bias,) = self._chunks(f"{projection}.bias")
         facts = LinearFacts(self._name(f"{projection}.weight"))
         start = 0
-        for rows in self._chunks(f"{projection}.weight"):
+        for rows in self._chunks(f"{projection}.weight", finite=how is not None):
             part = None if bias is None else bias[start : start + len(rows)]
             weight = quantize_linear(DenseWeight(rows, part), how, self.dtype, facts)
             for suffix, tensor in pack(weight).items():
                 self.writer.write_rows(f"{prefix}.{suffix}", tensor)
             start += len(rows)
 
-    def _chunks(self, name: str) -> Iterator[Tensor]:
-        """The rows of a source tensor, a few at a time; tells how far the job is, and of values that are no numbers."""
+    def _chunks(self, name: str, *, finite: bool = False) -> Iterator[Tensor]:
+        """The rows of a source tensor, a few at a time; tells how far the job is, and of values that are no numbers.
+
+        With ``finite`` such values are refused, all of the tensor's counted.
+        """
         tensor = self.source.tensor(name)
         step = rows_per_chunk(tensor.shape[1]) if tensor.dim() > 1 else len(tensor)
         strange = 0
         for rows in torch.split(tensor, step):
             strange += count_not_finite(rows)
+            if finite and strange:
+                require_finite(tensor, self._name(name))
             yield rows
             self.done += rows.nbytes
             self.report(ProgressEvent("convert", self.done, self.total, "B"))

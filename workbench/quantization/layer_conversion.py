@@ -21,7 +21,7 @@ from workbench.model.config import ModelConfig
 from workbench.model.weights import DenseWeight, LayerWeights, LinearWeight, ModelWeights, SmoothQuantWeight
 from workbench.progress import ProgressEvent, Reporter
 from workbench.quantization.kv_scales import layer_kv_scales
-from workbench.quantization.quantize import LinearFacts, quantize_linear, rows_per_chunk
+from workbench.quantization.quantize import LinearFacts, quantize_linear, require_finite, rows_per_chunk
 from workbench.quantization.ranges import ActivationRanges
 from workbench.quantization.smoothed_ranges import SmoothedRanges
 from workbench.quantization.smoothquant import smooth_layer
@@ -93,6 +93,9 @@ class LayerConversion:
         if self.smoothing is not None:
             assert self.ranges is not None
             assert self.seen is not None
+            for group, site in SMOOTHING_GROUPS.items():
+                # A scale that is NaN would spread to the layer's norms and to its other matrices.
+                require_finite(getattr(layer, group).weight, f"layers.{index}.{site}")
             smoothed = smooth_layer(layer, index, self.config, self.ranges, self.smoothing)
             self.seen.add(index, smoothed)
             layer = smoothed.weights
@@ -105,11 +108,11 @@ class LayerConversion:
             self._linear(f"layers.{index}.{site}", linear)
 
     def _linear(self, linear: str, weight: DenseWeight) -> None:
-        strange = count_not_finite(weight.weight)
-        warn_not_finite(linear, strange if weight.bias is None else strange + count_not_finite(weight.bias))
         absmax = None if self.seen is None else self.seen.inputs.get(linear)
         facts = LinearFacts(linear, absmax, projection_rows(self.config, layout.site_of(linear)))
         quantized = quantize_linear(weight, self.recipe.weights_of(linear), self.dtype, facts)
+        strange = count_not_finite(weight.weight)
+        warn_not_finite(linear, strange if weight.bias is None else strange + count_not_finite(weight.bias))
         self._write_linear(linear, quantized)
 
     def _write_linear(self, linear: str, weight: LinearWeight) -> None:

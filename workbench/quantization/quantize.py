@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.checkpoint.cast import cast
+from workbench.checkpoint.cast import cast, count_not_finite
 from workbench.errors import CheckpointError, RecipeError
 from workbench.model.numerics import (
     absmax_scale,
@@ -51,11 +51,13 @@ def quantize_linear(
         facts: the layer's name, input range and projections.
 
     Raises:
-        CheckpointError: a value is beyond what ``dtype`` can hold.
+        CheckpointError: a value is beyond what ``dtype`` can hold, or a weight to quantize is NaN or infinite.
         RecipeError: INT4 for an odd number of input channels, or static activations without a range.
     """
     facts = facts or LinearFacts()
     bias = None if weight.bias is None else cast(weight.bias, dtype, f"{facts.name}: bias")
+    if how is not None:
+        require_finite(weight.weight, facts.name)
     match how:
         case None:
             return DenseWeight(cast(weight.weight, dtype, facts.name), bias)
@@ -66,6 +68,21 @@ def quantize_linear(
         case SmoothQuant():
             integers, scale = _smoothquant_int8(weight.weight, how, facts)
             return SmoothQuantWeight(integers, scale, bias, _input_scale(how, facts))
+
+
+def require_finite(weight: Tensor, name: str) -> None:
+    """Refuse a weight that has no scale: one NaN or infinite value would take its whole row, group or matrix with it.
+
+    Raises:
+        CheckpointError: it holds NaN or infinite values.
+    """
+    strange = count_not_finite(weight)
+    if strange:
+        raise CheckpointError(
+            f"{name} holds {strange} values that are NaN or infinite, which cannot be quantized or smoothed",
+            allowed="finite values",
+            fix="get the weights again, or convert without quantization",
+        )
 
 
 def require_even(columns: int, name: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_LAZY = {"LayerDiffPanel": "workbench.ui.layer_diff_panel"}
+_LAZY = {"JobPanel": "workbench.ui.job_panel", "LayerDiffPanel": "workbench.ui.layer_diff_panel"}
 
-__all__ = ["LayerDiffPanel"]
+__all__ = ["JobPanel", "LayerDiffPanel"]
 
 
 def __getattr__(name: str) -> Any:
