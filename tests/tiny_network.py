@@ -9,20 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from workbench.backends.tensorrt_types import trt_dtype
 from workbench.engine.interpreter import Interpreter
 from workbench.engine.kernels import collecting_logger
 
 trt = pytest.importorskip("tensorrt_rtx")
-
-DTYPES = {
-    torch.float32: "FLOAT",
-    torch.float16: "HALF",
-    torch.bfloat16: "BF16",
-    torch.int8: "INT8",
-    torch.int32: "INT32",
-    torch.int64: "INT64",
-    torch.bool: "BOOL",
-}
 
 
 class Net:
@@ -35,12 +26,12 @@ class Net:
         self.keep: list[Any] = []
 
     def input(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
-        return self.net.add_input(name, getattr(trt.DataType, DTYPES[dtype]), shape)
+        return self.net.add_input(name, trt_dtype(trt, dtype), shape)
 
     def constant(self, value: Tensor, *, registered: bool = True) -> Any:
         value = value.contiguous()
         self.keep.append(value)
-        weights = trt.Weights(getattr(trt.DataType, DTYPES[value.dtype]), value.data_ptr(), value.numel())
+        weights = trt.Weights(trt_dtype(trt, value.dtype), value.data_ptr(), value.numel())
         layer = self.net.add_constant(tuple(value.shape), weights)
         if registered:
             self.constants[layer.name] = value

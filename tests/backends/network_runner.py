@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.backends.tensorrt_ops import TensorRTOps, trt_dtype
+from workbench.backends.tensorrt_ops import TensorRTOps
+from workbench.backends.tensorrt_types import trt_dtype
 
 Build = Callable[[TensorRTOps, dict[str, Any]], Mapping[str, Any]]
 

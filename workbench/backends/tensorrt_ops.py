@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.backends.tensorrt_types import trt_dtype
 from workbench.model.numerics import INT8_LIMIT, unpack_int4
 from workbench.model.ops import AttentionSpec, CacheUpdate, LayerCache, NewRows, Step, WholeCache
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, KVScales, LinearWeight, SmoothQuantWeight
@@ -22,20 +23,6 @@ INT4_BLOCKS = (128, 64, 32, 16)
 FUSED_HEAD_DIMS = frozenset({16, 32, 64, 80, 96, 128, 256})
 # Below this a row of activations counts as zero: its integers are zero whatever the scale.
 _TINY_ABSMAX = 1e-30
-
-
-def trt_dtype(trt: Any, dtype: torch.dtype) -> Any:
-    """TensorRT's name for a torch dtype."""
-    names = {
-        torch.float32: "FLOAT",
-        torch.float16: "HALF",
-        torch.bfloat16: "BF16",
-        torch.int8: "INT8",
-        torch.int32: "INT32",
-        torch.int64: "INT64",
-        torch.bool: "BOOL",
-    }
-    return getattr(trt.DataType, names[dtype])
 
 
 @dataclass
@@ -273,7 +260,7 @@ class TensorRTOps:
         return self._dequantize(integers, scale, 0, to)
 
     def _dequantized_int4(self, name: str, weight: Int4GroupWeight) -> Any:
-        """Blocks must divide the input: a short last group becomes several blocks with equal scales, as do all others."""
+        """Blocks must divide the input: a short last group becomes several blocks with equal scales, as do all."""
         rows, columns = weight.weight.shape[0], 2 * weight.weight.shape[1]
         block = math.gcd(min(weight.group_size, columns), columns)
         # One scale per row would be expanded in memory at every run; the same scale in blocks stays in the kernel.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.backends.tensorrt_types import torch_dtype
 from workbench.engine.interpreter import Interpreter
 from workbench.engine.network import DECODE_PROFILE, DecoderNetwork
 
@@ -69,17 +70,3 @@ class InterpretedContext:
         count = math.prod(shape)
         memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(self._addresses[name])
         return torch.frombuffer(memory, dtype=dtype, count=count).view(shape).clone()
-
-
-def torch_dtype(kind: Any) -> torch.dtype:
-    """Torch's name for a TensorRT ``DataType`` that can be bound."""
-    names = {
-        "FLOAT": torch.float32,
-        "HALF": torch.float16,
-        "BF16": torch.bfloat16,
-        "INT8": torch.int8,
-        "INT32": torch.int32,
-        "INT64": torch.int64,
-        "BOOL": torch.bool,
-    }
-    return names[kind.name]

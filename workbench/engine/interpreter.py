@@ -8,13 +8,14 @@ times another accumulates in int32, as an INT8 GEMM does. Knows nothing about de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.engine.semantics import arithmetic, layer_kind, operation, reveal
+from workbench.engine.integer_products import integer_products
+from workbench.engine.semantics import layer_kind, operation, reveal
 from workbench.engine.semantics.operands import Operands, Operation, UnknownSemanticsError, operand, torch_dtype
 
 Collective = Callable[[str, Tensor], Tensor]
@@ -101,7 +102,10 @@ class Interpreter:
             except (UnknownSemanticsError, InterpreterError, ValueError) as error:
                 raise InterpreterError(f"layer {layer.name!r} ({layer_kind(trt, layer)}): {error}") from error
             layers[layer.get_output(0).name] = layer
-        self._integer = _integer_forms(trt, layers)
+        self._integer = {
+            name: replace(self._nodes[name], inputs=product.inputs, operation=product.operation)
+            for name, product in integer_products(trt, layers).items()
+        }
         self._constant_names = self._find_constants()
 
     @property
@@ -318,71 +322,6 @@ def _constant(layer: Any, output: Port, constants: Mapping[str, Tensor]) -> Tens
 def _input_names(layer: Any) -> tuple[str | None, ...]:
     tensors = [layer.get_input(index) for index in range(layer.num_inputs)]
     return tuple(None if tensor is None else tensor.name for tensor in tensors)
-
-
-@dataclass(frozen=True)
-class _Quantized:
-    """A dequantized int8 tensor: the names of its integers and its scale, and the scale's axis counted from the end.
-
-    Axis 0 stands for one scale for all.
-    """
-
-    integers: str
-    scale: str
-    axis: int
-
-
-def _integer_forms(trt: Any, layers: Mapping[str, Any]) -> dict[str, _Node]:
-    """The matrix multiplications of ``layers`` (by output name) that an INT8 GEMM computes, as such."""
-    forms = {}
-    for name, layer in layers.items():
-        if layer_kind(trt, layer) == "MATRIX_MULTIPLY":
-            left, right = (_quantized(trt, layers, layer.get_input(index).name) for index in range(2))
-            form = None if left is None or right is None else _integer_form(trt, layer, left, right)
-            if form is not None:
-                forms[name] = form
-    return forms
-
-
-def _quantized(trt: Any, layers: Mapping[str, Any], name: str) -> _Quantized | None:
-    """What ``name`` was dequantized from; reshapes that only add leading axes are looked through."""
-    layer = layers.get(name)
-    kind = "" if layer is None else layer_kind(trt, layer)
-    if layer is not None and kind == "SHUFFLE" and _only_adds_leading_axes(layer):
-        return _quantized(trt, layers, layer.get_input(0).name)
-    if layer is None or kind != "DEQUANTIZE" or layer.get_input(0).dtype != trt.DataType.INT8:
-        return None
-    integers, scale = layer.get_input(0), layer.get_input(1)
-    if len(scale.shape) > 1:
-        return None
-    per_tensor = tuple(scale.shape) in ((), (1,))
-    return _Quantized(integers.name, scale.name, 0 if per_tensor else int(layer.axis) - len(integers.shape))
-
-
-def _only_adds_leading_axes(layer: Any) -> bool:
-    source, target = tuple(layer.get_input(0).shape), tuple(layer.get_output(0).shape)
-    permutations = [list(layer.first_transpose), list(layer.second_transpose)]
-    in_order = all(each == sorted(each) for each in permutations)
-    return in_order and len(source) >= 2 and (1,) * (len(target) - len(source)) + source == target
-
-
-def _integer_form(trt: Any, layer: Any, x: _Quantized, y: _Quantized) -> _Node | None:
-    """The layer as an INT8 GEMM: int32 accumulation, then both scales in float32. None if it cannot be one.
-
-    A scale is one for all, or one per row of the left operand, or per column of the right: along the summed axis it
-    could not leave the sum.
-    """
-    left, right = arithmetic.transposes(trt, layer)
-    if x.axis not in (0, -1 if left else -2) or y.axis not in (0, -2 if right else -1):
-        return None
-
-    def multiply(operands: Operands) -> Tensor:
-        first, first_scale, second, second_scale = (operand(operands, index) for index in range(4))
-        total = arithmetic.integer_matmul(first.mT if left else first, second.mT if right else second)
-        return total.float() * (first_scale.float().reshape(-1, 1) * second_scale.float().reshape(1, -1))
-
-    inputs = (x.integers, x.scale, y.integers, y.scale)
-    return _Node(layer.name, "MATRIX_MULTIPLY", inputs, _port(layer.get_output(0)), multiply)
 
 
 def _reached(nodes: Mapping[str, _Node], wanted: Iterable[str]) -> set[str]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from workbench.backends.tensorrt_ops import NetworkRecord, TensorRTOps, trt_dtype
+from workbench.backends.tensorrt_ops import NetworkRecord, TensorRTOps
+from workbench.backends.tensorrt_types import trt_dtype
 from workbench.model.internlm import InternLM
 from workbench.model.ops import LayerCache, NewRows, Step
 from workbench.recipe import BuildLimits

@@ -207,7 +207,7 @@ def open_engine_session(folder: str | Path) -> EngineSession:
             f"{product.name} {product.version} could not read {engine.plan_path()}",
             fix="build it again here, or run its checkpoint with --backend cpu",
         )
-    from workbench.engine.interpreted import torch_dtype
+    from workbench.backends.tensorrt_types import torch_dtype
 
     shape = EngineShape(
         config=checkpoint.config,

@@ -65,8 +65,8 @@ class QuantizationFigures:
         context = self.context
         lines = [
             f"{context['windows']} windows of {context['length']} tokens of the test part of `pydoc_data.topics`, "
-            f"ranges from {context['calibration_windows']} windows of its calibration part; against our own float32, with "
-            "paired 95 % bootstrap intervals over windows. Activations and unquantized weights in "
+            f"ranges from {context['calibration_windows']} windows of its calibration part; against our own float32, "
+            "with paired 95 % bootstrap intervals over windows. Activations and unquantized weights in "
             f"{context['dtype']}; LM head not quantized.",
             "",
             *_table(self.modes, "recipe"),

@@ -8,23 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.backends import tensorrt_types
+
 Operands = Sequence[Tensor | None]
 Operation = Callable[[Operands], Tensor]
 Factory = Callable[[Any, Any], Operation]
-
-# By the name of trt.DataType. INT4 has no torch type: its values are held one per int8.
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "FLOAT": torch.float32,
-    "HALF": torch.float16,
-    "BF16": torch.bfloat16,
-    "INT8": torch.int8,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-    "BOOL": torch.bool,
-    "UINT8": torch.uint8,
-    "FP8": torch.float8_e4m3fn,
-    "INT4": torch.int8,
-}
 
 
 class UnknownSemanticsError(NotImplementedError):
@@ -32,14 +20,16 @@ class UnknownSemanticsError(NotImplementedError):
 
 
 def torch_dtype(dtype: Any) -> torch.dtype:
-    """The torch type that holds values of a ``trt.DataType``.
+    """The torch type that holds values of a ``trt.DataType``; INT4 values are held one per int8.
 
     Raises:
         UnknownSemanticsError: no torch type holds it.
     """
+    if dtype.name == "INT4":
+        return torch.int8
     try:
-        return TORCH_DTYPES[dtype.name]
-    except KeyError:
+        return tensorrt_types.torch_dtype(dtype)
+    except ValueError:
         raise UnknownSemanticsError(f"dtype {dtype.name} is not interpreted") from None
 
 
