@@ -85,3 +85,96 @@ def test_a_network_that_fails_its_check_is_exit_code_1_and_leaves_nothing(
     assert main(["build", *words]) == 1
     assert "the network differs from the model at" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- from a model or a calibrated checkpoint
+
+
+@pytest.fixture(scope="module")
+def tiny_calibrated(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with the ranges of keys and values, not smoothed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    assert main(["convert", "-i", str(tiny_model_dir), "-o", str(folder), "-kv", "--samples=2", "--length=16"]) == 0
+    return folder / "1-gpu"
+
+
+def test_flags_of_the_original_are_explained(
+    tiny_model_dir: Path, tmp_path: Path, result_of: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--use_gemm_plugin", "--remove-input-padding", "--rotary_base=10000", "--log_level", "info"]
+    words += ["--use_weight_only", "--weight_only_precision", "int4", "--keep", "lm_head", "layers.*.mlp.down"]
+    result = result_of(
+        *("build", "--model_dir", tiny_model_dir, "--output_dir", tmp_path / "engine", "--verify", "off", *words)
+    )
+    told = capsys.readouterr().out.splitlines()
+    assert result["notes"] == told[: len(result["notes"])]
+    assert result["notes"] == [
+        "--weight_only_precision int4: groups of 128; the original's one scale per channel is --group_size 0",
+        "--use_gemm_plugin: TensorRT's own GEMM: there are no plugins",
+        "--remove_input_padding: not packed: rows are padded on the right, and each row's last token is gathered "
+        "before the head",
+        "--log_level info: TensorRT's log is read for kernels and errors, and not printed",
+        "--rotary_base 10000: read from the model's config.json",
+        "max_input_len 384 and max_output_len 128: lowered to the model's 512 positions",
+    ]
+    assert result["recipe"]["weights"] == {"kind": "int4", "group_size": 128}
+    assert result["check"] is None
+    # Rows of one group are expanded by the compiler, which must not go unsaid.
+    assert any(line.startswith("NOT as asked for: layers.0.attention.qkv, ") for line in told)
+
+
+def test_flags_of_the_original_lie_over_a_recipe_file(tiny_model_dir: Path, tmp_path: Path, result_of: Result) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"model: {tiny_model_dir}\nweights: {{kind: int4}}\nbuild: {{max_input_len: 8, targets: [sm86]}}\n")
+    words = ("--recipe", path, "--output_dir", tmp_path / "engine", "--verify", "off", "--use_weight_only")
+    result = result_of("build", *words, "--max_output_len", "4")
+    assert result["replaced"] == result["notes"] == ["--weights int8 replaces int4 of r.yaml"]
+    assert result["recipe"]["build"]["max_input_len"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--use_smooth_quant"], "asks for smoothing, which needs ranges, and"),
+        (["--int8_kv_cache"], "asks for an INT8 KV cache, which needs ranges, and"),
+        (["--use_smooth_quant", "--use_weight_only"], "--use_smooth_quant and --use_weight_only are both given; give"),
+        (["--per_token"], "--per_token without --use_smooth_quant; add --use_smooth_quant, or leave --per_token out"),
+        (["--weight_only_precision", "int4"], "--weight_only_precision without --use_weight_only; add"),
+        (["--use_weight_only", "--weights", "int4"], "--use_weight_only asks for weights int8, another flag for int4"),
+        (["--use_smooth_quant", "--per_token", "--sq_activation", "per_tensor"], "--per_token asks for activation"),
+        (["--meta_ckpt_dir", "x"], "--meta_ckpt_dir names a checkpoint in the layout of Meta's Llama, and InternLM"),
+        (["--world_size", "4", "--tp_size", "2"], "--world_size 4 with --tp_size 2 and --pp_size 1; allowed: tp_size"),
+        (["--world_size", "2", "--tp_size", "2"], "an engine of 2 ranks; allowed: one rank: engines of several are"),
+        (["--pp_size", "0"], "--pp_size 0; allowed: whole numbers from 1"),
+        (["--max_beam_width", "4"], "--max_beam_width 4; allowed: 1: there is no beam search yet"),
+        (["--ft_model_dir", "x"], "--ft_model_dir and --model_dir are both given; give one of them"),
+        (["--ft_model_dir", "x", "--checkpoint_dir", "y"], "--checkpoint_dir and --ft_model_dir are both given"),
+    ],
+)
+def test_what_cannot_be_built_from_a_model(
+    tiny_model_dir: Path, tmp_path: Path, refused: Refused, words: list[str], message: str
+) -> None:
+    assert message in refused("build", "--model_dir", tiny_model_dir, "--output_dir", tmp_path / "engine", *words)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_nothing_to_build_from(tmp_path: Path, refused: Refused) -> None:
+    told = refused("build", "--output_dir", tmp_path / "engine")
+    assert "nothing to build from is named; allowed: --checkpoint_dir, --ft_model_dir or --model_dir" in told
+    assert "workbench demo-model OUT --random" in told
+
+
+def test_smoothquant_of_a_checkpoint_that_was_not_smoothed(
+    tiny_calibrated: Path, tmp_path: Path, refused: Refused
+) -> None:
+    words = ("build", "--ft_model_dir", tiny_calibrated, "--use_smooth_quant", "--output_dir", tmp_path / "engine")
+    assert "was calibrated but not smoothed, and SmoothQuant is asked for; convert the model again with -sq" in refused(
+        *words
+    )
+
+
+def test_an_int8_cache_of_a_checkpoint_without_ranges(
+    tiny_checkpoint_dir: Path, tmp_path: Path, refused: Refused
+) -> None:
+    words = ("build", "--ft_model_dir", tiny_checkpoint_dir, "--int8_kv_cache", "--output_dir", tmp_path / "engine")
+    assert "is a dense checkpoint, and holds no ranges to quantize by; give what 'workbench convert'" in refused(*words)

@@ -139,3 +139,81 @@ def test_weights_that_are_not_finite_are_a_warning_in_one_sentence(
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("workbench: warning: ")
     assert name in told
+
+
+# ---- ranges and calibrated checkpoints
+
+FEW = ("--samples", "2", "--length", "16")
+W8A8 = ("--weights", "smoothquant", "--sq_activation", "per_tensor", "--kv_cache", "int8", "--dtype", "float32")
+
+
+def test_ranges_that_are_given_or_made_now_give_the_same(
+    result_of: Result, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("convert", "--model_dir", tiny_model_dir, *W8A8)
+    result_of("calibrate", "--model_dir", tiny_model_dir, "-o", tmp_path / "ranges", *FEW)
+    result_of(*words, "--ranges", tmp_path / "ranges", "-o", tmp_path / "given")
+    capsys.readouterr()
+    result = result_of(*words, "-o", tmp_path / "now", *FEW)
+    assert "smoothing needs ranges: calibrating with 2 x 16 tokens of pydoc_data.topics" in capsys.readouterr().out
+    assert result["state"] == "quantized"
+    assert result["smoothing"] == {"alpha": 0.85, "groups": ["qkv", "o", "gate_up", "down"]}
+    one, other = (tmp_path / name / "rank0.safetensors" for name in ("given", "now"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_text_of_ones_own_is_calibrated_with(result_of: Result, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Bridges are built in spring. " * 40)
+    words = ("-sq", "1", "-kv", "-t", "bf16", "--text", tmp_path / "notes.txt")
+    result = result_of("convert", "-i", tiny_model_dir, "-o", tmp_path / "out", *words, *FEW)
+    assert result["state"] == "calibrated"
+    assert result["recipe"]["dtype"] == "bfloat16"
+    assert result["checkpoint_dir"] == str(tmp_path / "out" / "1-gpu")
+
+
+@pytest.mark.parametrize("alpha", ["0", "1"])
+def test_the_ends_of_alpha_are_legal_and_groups_can_be_chosen(
+    result_of: Result, tiny_model_dir: Path, tmp_path: Path, alpha: str
+) -> None:
+    words = ("-sq", alpha, "--weights", "smoothquant", "--groups", "qkv", "down")
+    result = result_of("convert", "-i", tiny_model_dir, "-o", tmp_path / "out", *words, *FEW)
+    assert result["smoothing"] == {"alpha": float(alpha), "groups": ["qkv", "down"]}
+
+
+def test_ranges_that_nothing_needs(
+    result_of: Result, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result_of("convert", "-i", tiny_model_dir, "-o", tmp_path / "x", "--ranges", tmp_path / "none")
+    assert "--ranges: nothing in the recipe needs them" in capsys.readouterr().out
+
+
+def test_ranges_of_another_model(
+    result_of: Result, refused: Refused, tiny_model_dir: Path, random_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    result_of("calibrate", "--model_dir", tiny_model_dir, "-o", tmp_path / "ranges", *FEW)
+    words = ("convert", "-i", random_model_dir(), "-o", tmp_path / "x", "-sq", "0.5", "--ranges", tmp_path / "ranges")
+    assert "model" in refused(*words)
+    assert not (tmp_path / "x" / "1-gpu").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-sq", "1.5"), "argument -sq/--smoothquant: alpha is 1.5; allowed: 0 to 1"),
+        (("-sq", "half"), "alpha is half; allowed: 0 to 1"),
+        (("-t", "fp8"), "'fp8'; allowed: fp16, fp32, bf16"),
+        (("-sq", "0.5", "-tp", "2"), "-tp 2; allowed: 1: conversion for several ranks is not there yet; leave -tp out"),
+        (("-p", "0"), "-p 0; allowed: whole numbers from 1"),
+        (("-kv", "--weights", "int8"), "-kv with a quantization (--weights, --kv_cache or the recipe's); allowed: -kv"),
+        (("-sq", "0.5", "--kv_cache", "int8"), "-sq with a quantization (--weights, --kv_cache or the recipe's)"),
+        (("-kv", "--ranges", "r", "--text", "t"), "--ranges and a text to calibrate with are both given; give one"),
+        (("-kv", "--column", "body"), "--column without a text"),
+        (("-kv", "--samples", "100000", "--length", "512"), "samples of 512, but 100000 were asked for"),
+        (("-kv", "--ranges", "none-there"), "none-there"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_and_leaves_nothing(
+    refused: Refused, tiny_model_dir: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    assert message in refused("convert", "-i", tiny_model_dir, "-o", tmp_path / "x", *words)
+    assert not (tmp_path / "x").exists()

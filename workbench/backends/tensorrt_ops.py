@@ -264,7 +264,7 @@ class TensorRTOps:
         rows, columns = weight.weight.shape[0], 2 * weight.weight.shape[1]
         block = math.gcd(min(weight.group_size, columns), columns)
         # One scale per row would be expanded in memory at every run; the same scale in blocks stays in the kernel.
-        block = next((size for size in INT4_BLOCKS if block % size == 0), block)
+        block = next((size for size in INT4_BLOCKS if block % size == 0 and size < columns), block)
         repeats = -(-weight.group_size // block)
         scales = weight.weight_scale.repeat_interleave(repeats, 1)[:, : columns // block]
         packed = weight.weight.contiguous()

@@ -171,6 +171,8 @@ def _print(report: BuildReport) -> None:
         print("\nlinear layers, as asked for and as compiled:")
         groups = report.linears.groupby(["asked", "compiled"], sort=False).size().rename("layers")
         print(groups.reset_index().to_string(index=False))
+    if len(report.deviations):
+        print(f"NOT as asked for: {', '.join(report.deviations['linear'])}")
     if report.check is None:
         print("\nnetwork check: off; nothing is known about this engine's results")
         return

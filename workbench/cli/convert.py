@@ -110,10 +110,12 @@ def _convert_calibrated(args: argparse.Namespace, given: GivenRecipe) -> Outcome
 
 
 def _plan_before_ranges(model: str, given: GivenRecipe) -> ConversionPlan:
-    """What the weights alone will need; the ranges are small beside them."""
+    """What the weights alone will need, and the memory that smoothing takes; the ranges are small beside them."""
     from workbench.quantization.convert import plan_conversion
 
-    return plan_conversion(model, replace(given.recipe, weights=None, kv_cache=None, keep=("lm_head",)))
+    dense = replace(given.recipe, weights=None, kv_cache=None, keep=("lm_head",))
+    smoothed = plan_conversion(model, replace(dense, weights=SmoothQuant()))
+    return replace(plan_conversion(model, dense), memory_bytes=smoothed.memory_bytes)
 
 
 def _calibrated_options(args: argparse.Namespace, given: GivenRecipe) -> CalibratedOptions:

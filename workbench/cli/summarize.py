@@ -164,7 +164,7 @@ def _gate(args: argparse.Namespace, ours: Summaries | None) -> bool:
     if not args.check_accuracy or ours is None:
         return True
     rouge1, threshold = ours.rouge["rouge1"], args.tensorrt_llm_rouge1_threshold
-    passed = rouge1.mean >= threshold
+    passed = bool(rouge1.mean >= threshold)
     unsure = ", but so few articles leave it open" if rouge1.low <= threshold <= rouge1.high else ""
     print(f"\ngate ROUGE-1 >= {threshold:g}: {'passed' if passed else 'FAILED'}{unsure}")
     return passed
