@@ -1,6 +1,7 @@
-"""Small ahead-of-time builds and what the builder says about them; run as a script it records tests/engine/golden anew.
+"""Small ahead-of-time builds and what the builder says about them.
 
-Only the messages that the workbench reads are recorded: errors, warnings, memory, and the list of kernels.
+``python -m tests.recorded_builds`` records tests/engine/golden anew. Only the messages that the workbench reads are recorded:
+errors, warnings, memory, and the list of kernels.
 """
 
 from __future__ import annotations
@@ -13,35 +14,26 @@ from typing import Any
 
 import torch
 
+from tests.random_model import SMALL, random_weights
 from workbench.engine.kernels import LogMessage, collecting_logger
 from workbench.engine.network import DecoderNetwork, add_profiles, build_network
-from workbench.model.config import ModelConfig
 from workbench.model.internlm import InternLM
-from workbench.model.numerics import quantize_per_channel
 from workbench.model.rotary import rotary_tables
-from workbench.model.weights import DenseWeight, Int8Weight, LayerWeights, LinearWeight, ModelWeights, SmoothQuantWeight
+from workbench.model.weights import DenseWeight, Int8Weight, SmoothQuantWeight
 from workbench.recipe import BuildLimits
 
 GOLDEN = Path(__file__).parent / "engine" / "golden"
-KINDS = ("dense", "int8", "smoothquant")
+KINDS = {"dense": DenseWeight, "int8": Int8Weight, "smoothquant": SmoothQuantWeight}
 LIMITS = BuildLimits(max_batch_size=4, max_input_len=64, max_output_len=64)
-CONFIG = ModelConfig(
-    architecture="InternLMForCausalLM",
+CONFIG = dataclasses.replace(
+    SMALL,
     vocab_size=1000,
     hidden_size=256,
     intermediate_size=704,
     num_layers=1,
-    num_heads=4,
     num_kv_heads=4,
     head_dim=64,
-    norm_epsilon=1e-5,
-    rope_theta=1e4,
     max_position_embeddings=128,
-    qkv_bias=True,
-    output_bias=True,
-    bos_token_id=None,
-    pad_token_id=None,
-    eos_token_ids=(2,),
 )
 
 
@@ -67,7 +59,9 @@ class BuildLog:
 def build_decoder(trt: Any, kind: str, *, target: str = "SM80") -> BuildLog:
     """Build a one-layer random decoder in float16, its linear layers (but not the head) of one weight kind."""
     builder = _builder(trt)
-    model = InternLM(CONFIG, _weights(kind), rotary_tables(CONFIG, LIMITS.max_seq_len))
+    model = InternLM(
+        CONFIG, random_weights(CONFIG, torch.float16, KINDS[kind]), rotary_tables(CONFIG, LIMITS.max_seq_len)
+    )
     decoder = build_network(trt, builder, model, torch.float16, LIMITS)
     config = _config(trt, builder, target)
     add_profiles(builder, config, decoder)
@@ -118,30 +112,6 @@ def _build(trt: Any, builder: Any, network: Any, config: Any, linears: dict[str,
 
 def _shapes(decoder: DecoderNetwork) -> dict[str, tuple[int, int]]:
     return {name: (weight.weight.shape[0], weight.weight.shape[1]) for name, weight in decoder.record.linears.items()}
-
-
-def _weights(kind: str) -> ModelWeights:
-    generator = torch.Generator().manual_seed(0)
-
-    def linear(out: int, width: int, *, bias: bool = False, dense: bool = kind == "dense") -> LinearWeight:
-        weight = torch.randn(out, width, generator=generator).half() / width**0.5
-        offset = torch.randn(out, generator=generator).half() if bias else None
-        if dense:
-            return DenseWeight(weight, offset)
-        return (Int8Weight if kind == "int8" else SmoothQuantWeight)(*quantize_per_channel(weight), offset)
-
-    hidden, intermediate = CONFIG.hidden_size, CONFIG.intermediate_size
-    ones = torch.ones(hidden).half()
-    layer = LayerWeights(
-        attention_norm=ones,
-        qkv=linear(3 * hidden, hidden, bias=True),
-        o=linear(hidden, hidden, bias=True),
-        mlp_norm=ones,
-        gate_up=linear(2 * intermediate, hidden),
-        down=linear(hidden, intermediate),
-    )
-    embedding = torch.randn(CONFIG.vocab_size, hidden, generator=generator).half()
-    return ModelWeights([layer], embedding, ones, linear(CONFIG.vocab_size, hidden, dense=True))
 
 
 def record() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.runtime.random_model import SMALL, random_linear, random_weights
+from tests.random_model import SMALL, random_linear, random_weights
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends import cpu_attention, packed
 from workbench.backends.cpu_ops import CpuOps

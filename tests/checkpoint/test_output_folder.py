@@ -12,7 +12,6 @@ import pytest
 from workbench.checkpoint.output_folder import output_folder
 from workbench.errors import Cancelled, CheckpointError
 
-
 OLD = '{"workbench": {"kind": "checkpoint"}}'
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.random_model import SMALL, random_weights
+from tests.random_model import SMALL, random_weights
 from workbench.engine.check import CheckOptions, check_network
 from workbench.engine.kernels import collecting_logger
 from workbench.engine.network import DecoderNetwork, build_network

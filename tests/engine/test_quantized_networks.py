@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.runtime.random_model import SMALL, random_weights
+from tests.random_model import SMALL, random_weights
 from workbench.engine.build import asked_precision, weight_shape
 from workbench.engine.check import check_network
 from workbench.engine.kernels import collecting_logger, compiled_linears, error_messages, parse_kernels

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.random_model import SMALL, random_weights
+from tests.random_model import SMALL, random_weights
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.checkpoint.unified import load_checkpoint
 from workbench.engine.build import network_of

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.runtime.random_model import SMALL, random_weights
+from tests.random_model import SMALL, random_weights
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.torch_ops import TorchOps
 from workbench.checkpoint.sharding import shard

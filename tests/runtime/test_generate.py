@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.runtime.random_model import SMALL, random_weights
+from tests.random_model import SMALL, random_weights
 from workbench.errors import LimitError
 from workbench.evaluation.hf_reference import HFReference
 from workbench.model.config import ModelConfig

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.runtime.random_model import SMALL
+from tests.random_model import SMALL
 from workbench.model.ops import NewRows, WholeCache
 from workbench.runtime.kv_cache import BLOCK_ROWS, KVCache
 

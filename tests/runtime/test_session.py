@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.runtime.random_model import SMALL, random_weights
+from tests.random_model import SMALL, random_weights
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.errors import BackendError, LimitError
 from workbench.model.weights import DenseWeight, Int8Weight, ModelWeights, SmoothQuantWeight

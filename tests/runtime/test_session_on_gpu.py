@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.runtime.random_model import SMALL, random_weights
+from tests.random_model import SMALL, random_weights
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.model.weights import DenseWeight, Int8Weight, SmoothQuantWeight
 from workbench.recipe import BuildLimits
