@@ -1,7 +1,7 @@
 """Small ahead-of-time builds and what the builder says about them.
 
-``python -m tests.recorded_builds`` records tests/engine/golden anew. Only the messages that the workbench reads are recorded:
-errors, warnings, memory, and the list of kernels.
+``python -m tests.recorded_builds`` records tests/engine/golden anew. Only the messages that the workbench reads are
+recorded: errors, warnings, memory, and the list of kernels.
 """
 
 from __future__ import annotations

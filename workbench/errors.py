@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class WorkbenchError(ValueError):
@@ -39,7 +40,17 @@ class BuildError(WorkbenchError):
 
 
 class GateError(BuildError):
-    """A network that was checked and failed; the command line ends with exit code 1, as for every failed gate."""
+    """A network that was checked and failed; the command line ends with exit code 1, as for every failed gate.
+
+    Args:
+        given: what failed.
+        fix: what to do.
+        details: the evidence, as plain values; ``--json`` writes it.
+    """
+
+    def __init__(self, given: str, *, fix: str | None = None, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(given, fix=fix)
+        self.details = dict(details or {})
 
 
 class Cancelled(Exception):  # noqa: N818 - a request, not an error

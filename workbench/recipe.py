@@ -228,7 +228,7 @@ class Recipe:
         if not path.is_file():
             raise RecipeError(f"recipe {path} is not a file", fix="give the path of a YAML file")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = _yaml_content(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"recipe {path} is not YAML ({reason})", fix="mend the file") from error
@@ -269,12 +269,32 @@ class Recipe:
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
 
     def to_cli(self) -> list[str]:
-        """The flags of ``workbench convert`` and ``workbench build`` that state this recipe; defaults are left out."""
+        """The flags of ``workbench convert`` and ``build`` that state this recipe; ``shlex.join`` quotes them."""
         words: list[str] = []
         for owner in (self, self.weights, self.kv_cache, self.build):
             if owner is not None:
                 words += _flags_of(owner)
         return words
+
+
+def _yaml_content(text: str) -> Any:
+    """What a YAML text holds. YAML forbids equal keys in one mapping; its reader alone would take the last of them.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: list[Any] = []
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
+                seen.append(key.value)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
 
 
 def _flags_of(owner: Any) -> list[str]:

@@ -155,7 +155,12 @@ def test_ranges_that_are_given_or_made_now_give_the_same(
     result_of(*words, "--ranges", tmp_path / "ranges", "-o", tmp_path / "given")
     capsys.readouterr()
     result = result_of(*words, "-o", tmp_path / "now", *FEW)
-    assert "smoothing needs ranges: calibrating with 2 x 16 tokens of pydoc_data.topics" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "smoothing needs ranges: calibrating with 2 x 16 tokens of pydoc_data.topics" in told
+    stored = result["kv_bytes_per_token"]
+    assert (
+        f"KV cache: {stored:,} bytes a token in INT8 instead of {4 * stored:,} in float32: saves {3 * stored:,}" in told
+    )
     assert result["state"] == "quantized"
     assert result["smoothing"] == {"alpha": 0.85, "groups": ["qkv", "o", "gate_up", "down"]}
     one, other = (tmp_path / name / "rank0.safetensors" for name in ("given", "now"))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.random_model import SMALL, random_weights
-from workbench.engine.check import CheckOptions, check_network
+from tests.tolerances import NETWORK_CHECK_RATIO
+from workbench.engine.check import NOISE_FLOOR, CheckOptions, check_network
 from workbench.engine.kernels import collecting_logger
 from workbench.engine.network import DecoderNetwork, build_network
 from workbench.model.config import ModelConfig
@@ -88,6 +89,10 @@ def test_wrong_networks_are_found_where_they_are_wrong(fault: str) -> None:
     check = check_network(trt, judged)
     assert not check
     assert check.failures.iloc[0]["tap"] == tap
+    frame = check.frame
+    allowed = (NETWORK_CHECK_RATIO * frame["torch_error"]).clip(lower=NOISE_FLOOR)
+    assert (frame["passed"] == (frame["network_error"] <= allowed)).all()
+    assert frame["passed"].any()
 
 
 def test_another_epsilon_and_another_base_are_found() -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.random_model import random_weights
+from tests.tolerances import HF_TAPS, relative_l2
 from workbench.errors import CheckpointError, LimitError
 from workbench.evaluation.hf_reference import HFReference
 from workbench.model.numerics import quantize_per_channel
@@ -23,8 +25,6 @@ KINDS = [
     {"kv_heads": 1, "qkv_bias": True, "output_bias": False},
     {"kv_heads": 4, "qkv_bias": False, "output_bias": True},
 ]
-# Float64: our rotary tables are rounded to float32, the one difference that is left.
-TAP_LIMITS = {torch.float32: 1e-5, torch.float64: 1e-6}
 
 
 def _taps(model, ids):
@@ -48,8 +48,8 @@ def test_every_tap_is_that_of_the_oracle(small_model, kind, dtype):
     assert logits.dtype == expected_logits.dtype
     for name, tensor in expected.items():
         assert taps[name].shape == tensor.shape, name
-        error = (taps[name].double() - tensor.double()).norm() / tensor.double().norm()
-        assert error <= TAP_LIMITS[dtype], f"{name}: {error}"
+        error = relative_l2(taps[name], tensor)
+        assert error <= HF_TAPS[dtype], f"{name}: {error}"
 
 
 def test_hooks_are_gone_after_a_pass(small_model):
@@ -71,7 +71,16 @@ def test_weight_only_integers_are_multiplied_out(small_model, how):
     model = replace(model, weights=weights)
     _, taps = _taps(HFReference.from_weights(model.config, weights, torch.float64), model.ids)
     _, expected = _taps(_oracle(model, torch.float64), model.ids)
-    torch.testing.assert_close(taps["layers.0.mlp.down"], expected["layers.0.mlp.down"], rtol=1e-5, atol=1e-6)
+    assert relative_l2(taps["layers.0.mlp.down"], expected["layers.0.mlp.down"]) <= HF_TAPS[torch.float64]
+
+
+def test_heads_wider_than_their_share(small_model):
+    model = small_model(kv_heads=2)
+    config = replace(model.config, head_dim=2 * model.config.head_dim)
+    model = replace(model, config=config, weights=random_weights(config))
+    _, taps = _taps(HFReference.from_weights(config, model.weights, torch.float64), model.ids)
+    for name, tensor in _taps(_oracle(model, torch.float64), model.ids)[1].items():
+        assert relative_l2(taps[name], tensor) <= HF_TAPS[torch.float64], name
 
 
 def test_generate_equals_a_loop_over_logits(small_model):

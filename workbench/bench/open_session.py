@@ -25,7 +25,8 @@ class OpenedSession:
 def open_session(folder: str | Path, backend: str = "auto") -> OpenedSession:
     """Open an engine folder or a checkpoint folder.
 
-    An engine folder points at its checkpoint, so it also opens where TensorRT cannot run.
+    An engine folder points at its checkpoint, so it also opens where TensorRT cannot run. An engine's limits hold on
+    every backend; a checkpoint alone has those of the model's positions, and of memory.
 
     Args:
         folder: what ``workbench build`` or ``workbench convert`` wrote.
@@ -77,6 +78,7 @@ def folder_kind(folder: Path) -> str:
 
 def _open_checkpoint(folder: Path, backend: str) -> OpenedSession:
     from workbench.checkpoint.unified import load_checkpoint
+    from workbench.runtime.limits import model_limits
     from workbench.runtime.session import TorchSession
 
     if backend == "tensorrt":
@@ -86,7 +88,9 @@ def _open_checkpoint(folder: Path, backend: str) -> OpenedSession:
             fix="build an engine first (workbench build), or use backend 'cpu'",
         )
     chosen = "cpu" if backend == "auto" else backend
-    session = TorchSession.open(load_checkpoint(folder), chosen)
+    checkpoint = load_checkpoint(folder)
+    limits = model_limits(checkpoint.config, checkpoint.recipe.build)
+    session = TorchSession.open(replace(checkpoint, recipe=replace(checkpoint.recipe, build=limits)), chosen)
     why = "as asked" if backend != "auto" else "a checkpoint runs with the fast CPU kernels"
     return OpenedSession(session, f"backend {chosen}: {why}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 from workbench.errors import WorkbenchError, nearest
 
-DONE, GATE_FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+DONE, GATE_FAILED, BAD_INPUT, CANCELLED, TERMINATED = 0, 1, 2, 130, 143
 _FLAG = re.compile(r"--[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -55,6 +56,7 @@ class Command:
         example: command lines for the end of its own ``--help``.
         add_flags: adds the command's own flags.
         run: does it.
+        files: flags, without dashes, that name a file to write; such paths are checked before ``run``.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Command:
     example: str
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Outcome]
+    files: tuple[str, ...] = ()
 
     def parser(self) -> Parser:
         """The command's parser: its own flags, then those that every command has."""
@@ -104,6 +107,22 @@ def underscored(words: Sequence[str]) -> list[str]:
             word = "--" + name[2:].replace("-", "_") + equals + value
         result.append(word)
     return result
+
+
+def require_writable(flag: str, path: Path | None) -> None:
+    """Refuse the path of an output file at once, not after minutes of work.
+
+    Raises:
+        UsageError: it is a folder, lies in none, or may not be written.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{flag} {path} is a folder", fix="give the path of a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag} {path}: the folder {path.parent} does not exist", fix="make it, or give another path")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{flag} {path} may not be written", fix="give a path of yours")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -21,6 +21,9 @@ FILES = {"csv": "every tap as CSV", "parquet": "every tap as Parquet", "png": "t
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_dir", type=Path, required=True, metavar="M", help="Hugging Face checkpoint")
     parser.add_argument("--checkpoint_dir", type=Path, required=True, metavar="CKPT", help="what 'convert' made of it")
+    parser.add_argument(
+        "--tokenizer_dir", type=Path, metavar="M", help="folder with tokenizer.json (default: --model_dir)"
+    )
     parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text (default: Python's language reference)")
     parser.add_argument("--windows", type=int, default=4, metavar="N", help="windows of the text (default: 4)")
     parser.add_argument("--window_len", type=int, default=256, metavar="N", help="tokens in each (default: 256)")
@@ -30,13 +33,19 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> Outcome:
-    _require_files(args)
+    _require_endings(args)
     text = _text(args.text)
 
     from workbench.evaluation.compare import CompareOptions, compare_folders
     from workbench.evaluation.texts import text_sha256
 
-    options = CompareOptions(text=text, windows=args.windows, length=args.window_len, float64=args.float64)
+    options = CompareOptions(
+        text=text,
+        windows=args.windows,
+        length=args.window_len,
+        float64=args.float64,
+        tokenizer_dir=args.tokenizer_dir,
+    )
     with ProgressBars() as report:
         diff = compare_folders(args.model_dir, args.checkpoint_dir, options, report)
     _print(diff)
@@ -58,12 +67,12 @@ def _run(args: argparse.Namespace) -> Outcome:
     )
 
 
-def _require_files(args: argparse.Namespace) -> None:
-    """Refuse an output file that cannot be written before minutes of work."""
+def _require_endings(args: argparse.Namespace) -> None:
+    """The ending says the format."""
     for name in FILES:
         path = getattr(args, name)
-        if path is not None and (path.suffix != f".{name}" or not path.parent.is_dir()):
-            raise UsageError(f"--{name} {path}", allowed=f"a file named *.{name} in a folder that exists")
+        if path is not None and path.suffix != f".{name}":
+            raise UsageError(f"--{name} {path}", allowed=f"a file named *.{name}")
 
 
 def _text(path: Path | None) -> str:
@@ -106,4 +115,5 @@ workbench compare --model_dir demo/model --checkpoint_dir demo/checkpoint --csv 
 """,
     add_flags=_add_flags,
     run=_run,
+    files=tuple(FILES),
 )

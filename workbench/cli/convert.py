@@ -19,6 +19,7 @@ from workbench.cli.recipe_flags import GivenRecipe, add_recipe_flags, destinatio
 from workbench.recipe import SmoothQuant
 
 if TYPE_CHECKING:
+    from workbench.checkpoint.unified import Checkpoint
     from workbench.quantization.calibrated import CalibratedOptions
     from workbench.quantization.convert import ConversionPlan
     from workbench.quantization.ranges import ActivationRanges
@@ -119,6 +120,7 @@ def _plan_before_ranges(model: str, given: GivenRecipe) -> ConversionPlan:
 
 
 def _calibrated_options(args: argparse.Namespace, given: GivenRecipe) -> CalibratedOptions:
+    from workbench.checkpoint.unified import Checkpoint
     from workbench.quantization.calibrated import CalibratedOptions
 
     weights, flag = given.recipe.weights, "-kv" if args.smoothquant is None else "-sq"
@@ -190,10 +192,26 @@ def _outcome(given: GivenRecipe, plan: ConversionPlan, checkpoint: Any, seconds:
             "parameters": plan.parameters,
             "disk_bytes": plan.disk_bytes,
             "memory_bytes": plan.memory_bytes,
+            "kv_bytes_per_token": _kv_bytes(checkpoint),
             "checksum": checkpoint.checksum,
             "seconds": seconds,
         }
     )
+
+
+def _kv_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of KV cache for one token, said beside what the dtype alone would take."""
+    from workbench.checkpoint.cast import torch_dtype
+    from workbench.quantization.kv_scales import kv_bytes_per_token
+
+    config, recipe, dtype = checkpoint.config, checkpoint.recipe, torch_dtype(checkpoint.recipe.dtype)
+    stored = kv_bytes_per_token(config, dtype, recipe.kv_cache)
+    if recipe.kv_cache is not None:
+        dense = kv_bytes_per_token(config, dtype, None)
+        print(
+            f"KV cache: {stored:,} bytes a token in INT8 instead of {dense:,} in {recipe.dtype}: saves {dense - stored:,}"
+        )
+    return stored
 
 
 def _check(args: argparse.Namespace) -> None:

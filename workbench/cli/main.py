@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
-import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from workbench import __version__
-from workbench.cli.command import BAD_INPUT, CANCELLED, DONE, GATE_FAILED, Command, UsageError, write_json
+from workbench.cli.command import (
+    BAD_INPUT,
+    CANCELLED,
+    DONE,
+    GATE_FAILED,
+    TERMINATED,
+    Command,
+    UsageError,
+    require_writable,
+    write_json,
+)
+from workbench.cli.streams import patient_streams
+from workbench.cli.termination import Termination
 from workbench.errors import Cancelled, GateError, WorkbenchError, nearest
 
 # In the order in which a person meets them. Each module holds one COMMAND.
@@ -26,6 +37,14 @@ MODULES = {
     "summarize": "workbench.cli.summarize",
     "compare": "workbench.cli.compare",
     "benchmark": "workbench.cli.benchmark",
+}
+# What a person can do about what the operating system refused.
+REMEDIES = {
+    errno.ENOSPC: "make room, or write to another disk",
+    errno.EACCES: "give a path of yours",
+    errno.EPERM: "give a path of yours",
+    errno.EROFS: "give a path that can be written",
+    errno.ENAMETOOLONG: "give a shorter name",
 }
 
 
@@ -60,7 +79,7 @@ def overview() -> str:
             "  workbench convert --model_dir demo/model --weights int8 -o demo/checkpoint",
             "  workbench COMMAND --help    flags of one command, with an example",
             "",
-            "exit codes: 0 done, 1 a gate failed, 2 bad input, 130 cancelled",
+            "exit codes: 0 done, 1 a gate failed, 2 bad input, 130 cancelled, 143 terminated",
         ]
     )
 
@@ -69,18 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, without the program's name; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    try:
-        code = _run(words)
-        sys.stdout.flush()
-    except WorkbenchError as error:
-        return _say(f"error: {error}", _code(error), show_trace=debug)
-    except (KeyboardInterrupt, Cancelled) as stop:
-        return _say(str(stop) or "cancelled, nothing was left behind", CANCELLED, show_trace=debug)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): keep the interpreter's own flush at exit from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    return code
+    with patient_streams(), Termination() as termination:
+        try:
+            code = _run(words)
+            sys.stdout.flush()
+        except WorkbenchError as error:
+            return _say(f"error: {error}", _code(error), show_trace=debug)
+        except OSError as error:
+            return _say(f"error: {_mistake(error)}", BAD_INPUT, show_trace=debug)
+        except (KeyboardInterrupt, Cancelled) as stop:
+            code = TERMINATED if termination.came else CANCELLED
+            return _say(str(stop) or "cancelled, nothing was left behind", code, show_trace=debug)
+        return code
 
 
 def _run(words: list[str]) -> int:
@@ -100,13 +119,14 @@ def _run_command(words: list[str]) -> int:
         args = command.parse(words[1:])
     except SystemExit as end:  # argparse has printed --help
         return int(end.code or 0)
-    _require_writable(args.json)
+    for flag in ("json", *command.files):
+        require_writable(f"--{flag}", getattr(args, flag))
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             outcome = command.run(args)
-    except WorkbenchError as error:
-        _record(args, command.name, _code(error), {"error": {"kind": type(error).__name__, "message": str(error)}})
+    except (WorkbenchError, OSError) as error:
+        _record_failure(args, command.name, error)
         raise
     code = DONE if outcome.passed else GATE_FAILED
     _record(args, command.name, code, {"result": outcome.result})
@@ -117,10 +137,22 @@ def _code(error: WorkbenchError) -> int:
     return GATE_FAILED if isinstance(error, GateError) else BAD_INPUT
 
 
-def _require_writable(path: Path | None) -> None:
-    """Refuse a --json path at once, not after minutes of work."""
-    if path is not None and not path.parent.is_dir():
-        raise UsageError(f"--json {path}: the folder {path.parent} does not exist", fix="make it, or give another path")
+def _mistake(error: OSError) -> UsageError:
+    """What the operating system refused, as a sentence for the person who asked."""
+    about = f"{error.filename}: " if error.filename else ""
+    fix = REMEDIES.get(error.errno or 0, "add --debug to see where this was raised")
+    return UsageError(f"{about}{error.strerror or error}", fix=fix)
+
+
+def _record_failure(args: argparse.Namespace, command: str, error: WorkbenchError | OSError) -> None:
+    told = _mistake(error) if isinstance(error, OSError) else error
+    content: dict[str, Any] = {"kind": type(error).__name__, "message": str(told)}
+    if isinstance(error, GateError) and error.details:
+        content["details"] = error.details
+    try:
+        _record(args, command, _code(told), {"error": content})
+    except UsageError as second:  # the first is what the person asks about
+        _say(f"warning: {second}", BAD_INPUT, show_trace=False)
 
 
 def _record(args: argparse.Namespace, command: str, exit_code: int, content: dict[str, Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.cli.command import Command, Outcome, UsageError
+from workbench.cli.command import Command, Outcome
+from workbench.cli.text_stream import display_for
 
 if TYPE_CHECKING:
     from workbench.runtime.session import Session
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "cpu", "torch", "tensorrt")
 # Stands in --output_npy after the end of a shorter row; no token has this id.
 NO_TOKEN = -1
+DEFAULT_OUTPUT_LEN = 64
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +27,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--checkpoint_dir", type=Path, metavar="CKPT", help="checkpoint folder")
     parser.add_argument("--tokenizer_dir", type=Path, required=True, metavar="M", help="folder with tokenizer.json")
     parser.add_argument("--input_text", nargs="+", required=True, metavar="TEXT", help="one prompt or several")
-    parser.add_argument("--max_output_len", type=int, default=64, metavar="N", help="new tokens at most (default: 64)")
+    parser.add_argument(
+        "--max_output_len",
+        type=int,
+        metavar="N",
+        help=f"new tokens at most (default: {DEFAULT_OUTPUT_LEN}, or what the limits leave)",
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes (default: auto)")
     parser.add_argument(
         "--output_npy",
@@ -34,42 +42,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class TextStream:
-    """Turns one row's ids into pieces of text, holding back what may still change.
-
-    Args:
-        tokenizer: anything with ``decode(ids)``.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._told = ""
-
-    def add(self, token: int) -> str:
-        """The text that this id makes certain; empty inside a character of several tokens."""
-        self._ids.append(token)
-        text = self._decode()
-        # A character cut in two shows as U+FFFD until its last token comes.
-        if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(self._told):
-            return ""
-        piece, self._told = text[len(self._told) :], text
-        return piece
-
-    def rest(self) -> str:
-        """What was held back to the end."""
-        text = self._decode()
-        return text[len(self._told) :] if text.startswith(self._told) else ""
-
-    def _decode(self) -> str:
-        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return text
-
-
 def _run(args: argparse.Namespace) -> Outcome:
-    if args.output_npy is not None and not args.output_npy.parent.is_dir():
-        raise UsageError(f"the folder of --output_npy {args.output_npy} does not exist", fix="make it first")
-
     from workbench.bench.open_session import open_session
     from workbench.runtime.tokenizer import load_tokenizer
 
@@ -97,21 +70,30 @@ def _run(args: argparse.Namespace) -> Outcome:
 
 
 def _generate(session: Session, tokenizer: Any, prompts: list[list[int]], args: argparse.Namespace) -> list[list[int]]:
-    """Generate and show: one text as it comes, several one below the other when all are done."""
+    """Generate, and show every text as it comes."""
     from workbench.runtime.generate import generate
+    from workbench.runtime.limits import check_output_len, check_prompts
 
-    if len(prompts) > 1:
-        rows = generate(session, prompts, args.max_output_len)
-        for number, (text, row) in enumerate(zip(args.input_text, rows, strict=True), start=1):
-            print(f"\n[{number}] {text}\n{tokenizer.decode(row, skip_special_tokens=True)}")
-        return rows
-    stream = TextStream(tokenizer)
-    print(f"\n{args.input_text[0]}", flush=True)
-    rows = generate(
-        session, prompts, args.max_output_len, on_token=lambda _, token: print(stream.add(token), end="", flush=True)
-    )
-    print(stream.rest())
+    check_prompts(prompts, session.config, session.limits)
+    output_len = _output_len(session, max(map(len, prompts)), args.max_output_len)
+    check_output_len(max(map(len, prompts)), output_len, session.config, session.limits)
+    display = display_for(tokenizer, args.input_text, terminal=sys.stdout.isatty())
+    rows = generate(session, prompts, output_len, on_token=display.add)
+    display.close()
     return rows
+
+
+def _output_len(session: Session, longest_prompt: int, asked: int | None) -> int:
+    """What was asked for, or the default as far as there is room; a line says where it was lowered."""
+    from workbench.runtime.limits import output_room
+
+    if asked is not None:
+        return asked
+    room = output_room(longest_prompt, session.config, session.limits)
+    if not 1 <= room < DEFAULT_OUTPUT_LEN:
+        return DEFAULT_OUTPUT_LEN
+    print(f"max_output_len {room}: the default {DEFAULT_OUTPUT_LEN} lowered to what the limits leave", flush=True)
+    return room
 
 
 def _write_npy(path: Path, rows: Sequence[Sequence[int]]) -> None:
@@ -134,4 +116,5 @@ workbench run --checkpoint_dir demo/checkpoint --tokenizer_dir demo/model --inpu
 """,
     add_flags=_add_flags,
     run=_run,
+    files=("output_npy",),
 )

@@ -30,6 +30,7 @@ class CompareOptions:
         float64: run both sides again in float64 on the first window, to tell a bug from rounding.
         backend: op set of the checkpoint's side, "cpu" or "torch".
         reference_dtype: of the Hugging Face side.
+        tokenizer_dir: folder with ``tokenizer.json``; None takes the model's.
     """
 
     text: str | None = None
@@ -38,6 +39,7 @@ class CompareOptions:
     float64: bool = False
     backend: str = "cpu"
     reference_dtype: torch.dtype = torch.float32
+    tokenizer_dir: str | Path | None = None
 
 
 def compare_folders(
@@ -97,7 +99,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _window_ids(model_dir: str | Path, options: CompareOptions) -> Tensor:
     text = offline_text() if options.text is None else options.text
-    return windows(load_tokenizer(model_dir), text, options.windows, options.length)
+    return windows(load_tokenizer(options.tokenizer_dir or model_dir), text, options.windows, options.length)
 
 
 def _check_same_size(original: HFCheckpoint, checkpoint: Checkpoint) -> None:

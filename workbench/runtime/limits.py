@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -16,6 +18,22 @@ def sequence_limit(config: ModelConfig, limits: BuildLimits) -> int:
     return min(limits.max_seq_len, config.max_position_embeddings)
 
 
+def model_limits(config: ModelConfig, limits: BuildLimits) -> BuildLimits:
+    """Limits of a checkpoint that no engine was built from: the model's positions, and as many prompts as fit memory.
+
+    Args:
+        config: the model.
+        limits: those that an engine would have; what they say beside sizes stays.
+    """
+    most = config.max_position_embeddings
+    return dataclasses.replace(limits, max_batch_size=sys.maxsize, max_input_len=most, max_output_len=most)
+
+
+def output_room(longest_prompt: int, config: ModelConfig, limits: BuildLimits) -> int:
+    """The most new tokens that there is room for after a prompt; below 1 when there is none."""
+    return min(limits.max_output_len, config.max_position_embeddings - longest_prompt)
+
+
 def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig, limits: BuildLimits) -> None:
     """Refuse an empty or too large batch, an empty or too long prompt, and ids outside the vocabulary.
 
@@ -23,7 +41,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig, limits:
         LimitError: says which prompt (counted from 1), its length or id, and the limit.
     """
     if not prompts:
-        raise LimitError("no prompts were given", allowed=f"1 to {limits.max_batch_size}", fix="give at least one")
+        raise LimitError("no prompts were given", fix="give at least one")
     if len(prompts) > limits.max_batch_size:
         raise LimitError(
             f"{len(prompts)} prompts in one batch",
@@ -33,7 +51,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig, limits:
     for number, prompt in enumerate(prompts, start=1):
         if not len(prompt):
             raise LimitError(f"prompt {number} is empty", allowed="at least 1 token", fix="give it some text")
-        if len(prompt) > limits.max_input_len:
+        if len(prompt) > limits.max_input_len < config.max_position_embeddings:
             raise LimitError(
                 f"prompt {number} has {len(prompt)} tokens",
                 allowed=f"up to max_input_len {limits.max_input_len}",
@@ -90,11 +108,14 @@ def check_output_len(longest_prompt: int, max_output_len: int, config: ModelConf
     Raises:
         LimitError: says the length asked for and the limit.
     """
-    if not 1 <= max_output_len <= limits.max_output_len:
+    # Where the limits are as wide as the model, only the model's positions are in the way.
+    if max_output_len < 1 or max_output_len > limits.max_output_len < config.max_position_embeddings:
         raise LimitError(
             f"max_output_len {max_output_len}",
             allowed=f"1 to {limits.max_output_len}",
-            fix="ask for fewer tokens, or convert and build with a larger max_output_len",
+            fix="ask for fewer tokens, or convert and build with a larger max_output_len"
+            if max_output_len > 0
+            else "ask for at least one",
         )
     room = config.max_position_embeddings - longest_prompt
     if max_output_len > room:
