@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,27 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "recipe.yaml").write_bytes(content)
     with pytest.raises(RecipeError, match=r"recipe .*recipe\.yaml is not YAML \(.*\); mend the file"):
         Recipe.load(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "line"),
+    [
+        ("dtype: float16\nkeep: []\ndtype: float32\n", "dtype", 3),
+        ("weights:\n  kind: int4\n  group_size: 64\n  group_size: 32\n", "group_size", 4),
+        ("weights: {kind: smoothquant, alpha_by_group: {layers.0.o: 0, layers.0.o: 1}}\n", "layers.0.o", 1),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(tmp_path: Path, content: str, key: str, line: int) -> None:
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(
+        RecipeError, match=rf"recipe\.yaml is not YAML \('{key}' twice .*line {line}, .*; mend the file"
+    ):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_a_command_line_survives_a_shell() -> None:
+    words = Recipe(model="my models/7b").to_cli()
+    assert shlex.split(shlex.join(words)) == words == ["--model_dir", "my models/7b"]
 
 
 def test_reading_a_dictionary_leaves_it_as_it_was() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.cli.command import Command, Outcome, UsageError, underscored, write_json
+from workbench.cli.command import Command, Outcome, UsageError, require_writable, underscored, write_json
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -90,3 +90,20 @@ def test_json_holds_plain_values(tmp_path: Path) -> None:
 def test_json_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--json .* cannot be written \(Is a directory\); give another path"):
         write_json(tmp_path, {})
+
+
+def test_a_file_that_can_be_written_is_fine(tmp_path: Path) -> None:
+    require_writable("--csv", None)
+    require_writable("--csv", tmp_path / "new.csv")
+    (tmp_path / "old.csv").touch()
+    require_writable("--csv", tmp_path / "old.csv")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--csv .* is a folder; give the path of a file"):
+        require_writable("--csv", tmp_path)
+    with pytest.raises(UsageError, match=r"--csv .*x: the folder .*none does not exist; make it, or give another path"):
+        require_writable("--csv", tmp_path / "none" / "x")
+    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, who may write everywhere
+    with pytest.raises(UsageError, match=r"--csv .*x may not be written; give a path of yours"):
+        require_writable("--csv", tmp_path / "x")

@@ -74,10 +74,25 @@ def test_a_text_of_ones_own(
     assert result_of(*words)["windows"] == 2
 
 
-def test_a_file_of_another_ending_is_refused_before_any_work(refused: Refused, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(refused: Refused, tmp_path: Path) -> None:
     words = ("compare", "--model_dir", tmp_path, "--checkpoint_dir", tmp_path)
-    assert "allowed: a file named *.csv in a folder that exists" in refused(*words, "--csv", tmp_path / "x.txt")
-    assert "allowed: a file named *.png in a folder that exists" in refused(*words, "--png", tmp_path / "no" / "x.png")
+    assert "allowed: a file named *.csv" in refused(*words, "--csv", tmp_path / "x.txt")
+    assert f"the folder {tmp_path / 'no'} does not exist" in refused(*words, "--png", tmp_path / "no" / "x.png")
+    for name in ("csv", "parquet", "png", "json"):
+        assert f"--{name} {tmp_path} is a folder; give the path of a file" in refused(*words, f"--{name}", tmp_path)
+
+
+def test_a_tokenizer_from_elsewhere(
+    result_of: Result,
+    refused: Refused,
+    tiny_model_dir: Path,
+    random_model_dir: Callable[..., Path],
+    tiny_checkpoint_dir: Path,
+) -> None:
+    bare = random_model_dir(vocab=49152, max_positions=512)
+    words = ("compare", "--model_dir", bare, "--checkpoint_dir", tiny_checkpoint_dir, *SHORT)
+    assert "give the folder of the Hugging Face model with --tokenizer_dir" in refused(*words)
+    assert result_of(*words, "--tokenizer_dir", tiny_model_dir)["summary"]["same_model"] is True
 
 
 def test_a_checkpoint_of_another_size_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import re
 import subprocess
@@ -62,6 +63,47 @@ def test_debug_shows_where_a_mistake_was_found(
     told = capsys.readouterr().err
     assert told.startswith("Traceback (most recent call last)")
     assert told.endswith("workbench: error: no such folder\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room, or write to another"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied; give a path of yours"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), "a: Is a directory; add --debug to see where this"),
+        (OSError("odd"), "odd; add --debug to see where this was raised"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, error: OSError, message: str
+) -> None:
+    plant(monkeypatch, error)
+    assert main(["planted", "--json", str(tmp_path / "x.json")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"workbench: error: {message}")
+    assert told.count("\n") == 1
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["exit_code"] == 2
+    assert content["error"]["kind"] == type(error).__name__
+    assert content["error"]["message"].startswith(message)
+
+
+def test_a_failure_that_cannot_be_recorded_does_not_hide_the_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, CheckpointError("no such folder"))
+    assert main(["planted", "--json", "/dev/full"]) == 2
+    assert capsys.readouterr().err == (
+        "workbench: warning: --json /dev/full cannot be written (No space left on device); give another path\n"
+        "workbench: error: no such folder\n"
+    )
+
+
+def test_the_evidence_of_a_failed_gate_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plant(monkeypatch, GateError("too far off", details={"failed": [{"tap": "logits"}]}))
+    assert main(["planted", "--json", str(tmp_path / "x.json")]) == 1
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["error"]["details"] == {"failed": [{"tap": "logits"}]}
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Cancelled()])
@@ -149,14 +191,3 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("heavy: []\n")
-
-
-def test_a_reader_that_leaves_is_no_error() -> None:
-    """``workbench --help | true`` ends without a complaint."""
-    program = "import sys; from workbench.cli.main import main; sys.exit(main(['--help']))"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 0

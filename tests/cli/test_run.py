@@ -9,33 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.cli.run import TextStream
+from workbench.checkpoint.unified import load_checkpoint
+from workbench.cli.main import main
+from workbench.engine.folder import EngineConfig, write_engine_config
 
 Result = Callable[..., dict[str, Any]]
 Refused = Callable[..., str]
-
-
-class Bytes:
-    """A tokenizer whose ids are bytes, so that characters are cut in the middle."""
-
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        assert skip_special_tokens
-        return bytes(ids).decode("utf-8", errors="replace")
-
-
-@pytest.mark.parametrize("text", ["plain", "naïve – 模型 🙂!", ""])
-def test_a_stream_says_every_character_once_and_whole(text: str) -> None:
-    stream = TextStream(Bytes())
-    pieces = [stream.add(byte) for byte in text.encode()]
-    assert "".join(pieces) == text
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-    assert stream.rest() == ""
-
-
-def test_a_stream_that_ends_inside_a_character_says_so() -> None:
-    stream = TextStream(Bytes())
-    assert [stream.add(byte) for byte in "a模".encode()[:-1]] == ["a", "", ""]
-    assert stream.rest() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_one_text_is_streamed(
@@ -67,22 +46,74 @@ def test_several_texts_give_what_each_gives_alone(
         assert [token for token in row if token != -1] == output["output_ids"]
 
 
-def test_a_prompt_longer_than_max_input_len(refused: Refused, tiny_checkpoint_dir: Path, tiny_model_dir: Path) -> None:
-    words = ("run", "--checkpoint_dir", tiny_checkpoint_dir, "--tokenizer_dir", tiny_model_dir, "--max_output_len", "2")
-    assert "allowed: up to max_input_len 300" in refused(*words, "--input_text", "word " * 301)
+def test_several_texts_are_streamed_in_order(
+    result_of: Result,
+    tiny_checkpoint_dir: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from workbench.runtime.session import TorchSession
+
+    shown: list[str] = []
+    decode = TorchSession.decode
+    monkeypatch.setattr(TorchSession, "decode", lambda *given: shown.append(capsys.readouterr().out) or decode(*given))
+    words = ("run", "--checkpoint_dir", tiny_checkpoint_dir, "--tokenizer_dir", tiny_model_dir, "--max_output_len", "4")
+    outputs = result_of(*words, "--input_text", "One", "Two")["outputs"]
+    first, second = (output["output_text"] for output in outputs)
+    shown.append(capsys.readouterr().out)
+    assert len(shown) == 4
+    assert all(shown)
+    assert f"\n[1] One\n{first}\n\n[2] Two\n{second}\n" in "".join(shown)
 
 
-def test_a_batch_above_max_batch_size(refused: Refused, tiny_checkpoint_dir: Path, tiny_model_dir: Path) -> None:
-    words = ("run", "--checkpoint_dir", tiny_checkpoint_dir, "--tokenizer_dir", tiny_model_dir, "--max_output_len", "2")
-    told = refused(*words, "--input_text", "a", "b", "c", "d")
-    assert "4 prompts in one batch; allowed: up to max_batch_size 3" in told
+@pytest.fixture
+def tiny_engine_dir(tiny_checkpoint_dir: Path, tmp_path: Path) -> Path:
+    """An engine folder whose plan no machine can run: it runs on its checkpoint, with the engine's limits."""
+    checkpoint = load_checkpoint(tiny_checkpoint_dir)
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    places = {"checkpoint_dir": tiny_checkpoint_dir, "checkpoint_checksum": checkpoint.checksum}
+    config = EngineConfig(folder, "tensorrt_rtx", "0.0.0", ("sm86",), checkpoint.recipe, **places)
+    write_engine_config(folder, config, {})
+    return folder
 
 
-def test_an_output_longer_than_max_output_len(
-    refused: Refused, tiny_checkpoint_dir: Path, tiny_model_dir: Path
+def test_limits_of_an_engine_hold_on_every_backend(
+    refused: Refused, tiny_engine_dir: Path, tiny_model_dir: Path
+) -> None:
+    words = ("run", "--engine_dir", tiny_engine_dir, "--tokenizer_dir", tiny_model_dir, "--backend", "cpu")
+    words = (*words, "--max_output_len", "2", "--input_text")
+    assert "allowed: up to max_input_len 300" in refused(*words, "word " * 301)
+    assert "4 prompts in one batch; allowed: up to max_batch_size 3" in refused(*words, "a", "b", "c", "d")
+
+
+def test_the_default_output_is_lowered_to_the_limits_and_a_choice_is_refused(
+    result_of: Result,
+    refused: Refused,
+    tiny_engine_dir: Path,
+    tiny_model_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("run", "--engine_dir", tiny_engine_dir, "--tokenizer_dir", tiny_model_dir, "--backend", "cpu")
+    words = (*words, "--input_text", "a")
+    assert len(result_of(*words)["outputs"][0]["output_ids"]) == 8
+    assert "max_output_len 8: the default 64 lowered to what the limits leave\n" in capsys.readouterr().out
+    assert "max_output_len 9; allowed: 1 to 8" in refused(*words, "--max_output_len", "9")
+    assert "max_output_len 0; allowed: 1 to 8; ask for at least one" in refused(*words, "--max_output_len", "0")
+
+
+def test_a_checkpoint_has_only_the_limits_of_its_model(
+    result_of: Result, refused: Refused, tiny_checkpoint_dir: Path, tiny_model_dir: Path
 ) -> None:
     words = ("run", "--checkpoint_dir", tiny_checkpoint_dir, "--tokenizer_dir", tiny_model_dir)
-    assert "max_output_len 64; allowed: 1 to 8" in refused(*words, "--input_text", "a")
+    (output,) = result_of(*words, "--input_text", "word " * 500)["outputs"]
+    assert output["input_tokens"] > 300
+    assert len(output["output_ids"]) == 512 - output["input_tokens"]
+    four = result_of(*words, "--input_text", "a", "b", "c", "d", "--max_output_len", "9")["outputs"]
+    assert [len(output["output_ids"]) for output in four] == [9] * 4
+    assert "512 together; ask for at most 511 tokens" in refused(*words, "--input_text", "a", "--max_output_len", "512")
+    assert "up to the model's max_position_embeddings 512" in refused(*words, "--input_text", "word " * 600)
 
 
 def test_a_missing_tokenizer(refused: Refused, tiny_checkpoint_dir: Path, tmp_path: Path) -> None:
@@ -107,7 +138,16 @@ def test_one_folder_must_be_given(refused: Refused, tiny_model_dir: Path) -> Non
     assert "one of the arguments --engine_dir --checkpoint_dir is required" in told
 
 
-def test_an_output_file_in_no_folder(refused: Refused, tiny_checkpoint_dir: Path, tiny_model_dir: Path) -> None:
-    words = ("run", "--checkpoint_dir", tiny_checkpoint_dir, "--tokenizer_dir", tiny_model_dir, "--input_text", "a")
-    told = refused(*words, "--output_npy", tiny_model_dir / "none" / "x.npy")
-    assert "the folder of --output_npy" in told
+def test_an_output_file_that_cannot_be_written_is_refused_before_any_work(refused: Refused, tmp_path: Path) -> None:
+    words = ("run", "--checkpoint_dir", "none", "--tokenizer_dir", "none", "--input_text", "a", "--output_npy")
+    assert f"--output_npy {tmp_path} is a folder; give the path of a file" in refused(*words, tmp_path)
+    assert f"the folder {tmp_path / 'none'} does not exist" in refused(*words, tmp_path / "none" / "x.npy")
+
+
+def test_a_full_disk_is_one_sentence(
+    tiny_checkpoint_dir: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--checkpoint_dir", str(tiny_checkpoint_dir), "--tokenizer_dir", str(tiny_model_dir)]
+    assert main([*words, "--input_text", "a", "--max_output_len", "1", "--output_npy", "/dev/full"]) == 2
+    told = capsys.readouterr().err
+    assert told == "workbench: error: No space left on device; make room, or write to another disk\n"

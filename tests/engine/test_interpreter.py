@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tiny_network import Net
 from torch import Tensor
 
+from workbench.engine import interpreter as interpreter_module
 from workbench.engine.interpreter import Interpreter, InterpreterError
 from workbench.engine.semantics import quantization
 from workbench.engine.semantics.quantization import broadcast_scale
@@ -224,3 +226,49 @@ def test_collective_goes_to_the_handler(net: Net) -> None:
 def test_collective_without_handler_is_an_error(net: Net) -> None:
     with pytest.raises(InterpreterError, match=r"'all_reduce\.0' .*no collective was given"):
         net.done(all_reduce(net)).run({"x": torch.zeros(2)})
+
+
+# ---- networks that TensorRT's own classes do not let a test make
+
+
+def stated_network(monkeypatch: pytest.MonkeyPatch, *layers: tuple[str, tuple[str, ...]]) -> Any:
+    """A network that consists of CAST layers with such names and outputs; it is read, never run."""
+
+    def tensor(name: str) -> Any:
+        return SimpleNamespace(name=name, dtype=trt.DataType.FLOAT, shape=(1,), get_dimension_name=lambda _axis: "")
+
+    def layer(name: str, outputs: tuple[str, ...]) -> Any:
+        made = [tensor(output) for output in outputs]
+        return SimpleNamespace(
+            name=name,
+            num_outputs=len(made),
+            get_output=made.__getitem__,
+            num_inputs=1,
+            get_input=lambda _index: tensor("x"),
+            to_type=trt.DataType.FLOAT,
+        )
+
+    monkeypatch.setattr(interpreter_module, "layer_kind", lambda *_: "CAST")
+    monkeypatch.setattr(interpreter_module, "reveal", lambda _, each: each)
+    monkeypatch.setattr(interpreter_module, "operation", lambda *_: lambda operands: operands[0])
+    made = [layer(*each) for each in layers]
+    return SimpleNamespace(
+        num_inputs=1,
+        get_input=lambda _index: tensor("x"),
+        num_outputs=0,
+        num_layers=len(made),
+        get_layer=made.__getitem__,
+    )
+
+
+def test_a_layer_with_two_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = stated_network(monkeypatch, ("split", ("a", "b")))
+    with pytest.raises(InterpreterError, match=r"'split' \(CAST\): 2 outputs; only layers with one are interpreted"):
+        Interpreter(trt, network)
+
+
+@pytest.mark.parametrize("second", ["a", "x"])
+def test_two_tensors_of_one_name(monkeypatch: pytest.MonkeyPatch, second: str) -> None:
+    network = stated_network(monkeypatch, ("first", ("a",)), ("second", (second,)))
+    with pytest.raises(InterpreterError, match=rf"'second' \(CAST\): another tensor is called '{second}' too"):
+        Interpreter(trt, network)

@@ -118,7 +118,8 @@ def test_quantized_activations_are_refused(small_model):
     layer = model.weights.layers[0]
     down = SmoothQuantWeight(*quantize_per_channel(layer.down.weight))
     weights = replace(model.weights, layers=[replace(layer, down=down), model.weights.layers[1]])
-    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.down is a SmoothQuantWeight"):
+    match = r"layers\.0\.mlp\.down is a SmoothQuantWeight, whose activations are quantized; Hugging Face cannot run it"
+    with pytest.raises(CheckpointError, match=match):
         HFReference.from_weights(model.config, weights, torch.float32)
 
 

@@ -139,8 +139,14 @@ def test_decode_past_the_last_position_is_refused() -> None:
     ("options", "message"),
     [
         (SessionOptions(torch.float32, "triton"), "backend 'triton'; allowed: cpu, torch"),
-        (SessionOptions(torch.float64, "cpu"), "use backend 'torch' for float64"),
-        (SessionOptions(torch.float32, "cpu", device="meta"), "use backend 'torch' for that device"),
+        (
+            SessionOptions(torch.float64, "cpu"),
+            "backend 'cpu' in float64; allowed: float32, float16, bfloat16; use backend 'torch' for float64",
+        ),
+        (
+            SessionOptions(torch.float32, "cpu", device="meta"),
+            "backend 'cpu' on device 'meta'; use backend 'torch' for that device",
+        ),
     ],
 )
 def test_a_backend_that_cannot_run_says_which_can(options: SessionOptions, message: str) -> None:

@@ -3,12 +3,16 @@
 Answers differ from :class:`~workbench.backends.torch_ops.TorchOps` by rounding only. Knows nothing about sessions.
 
 Memory: dense weights are packed when they are first used, one copy in the op set's dtype beside the original (whose
-pages the system may drop where they are mapped from a file). INT8 weights are used as they are stored.
+pages the system may drop where they are mapped from a file). INT8 weights are used as they are stored. What was made
+from a weight goes when the weight goes, so layers that are read anew for each pass take no more memory with each.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +25,14 @@ from workbench.model.numerics import quantize_int8
 from workbench.model.ops import AttentionSpec, CacheUpdate, LayerCache, Step, WholeCache
 from workbench.model.weights import DenseWeight, Int8Weight, LinearWeight
 from workbench.parallel.communicator import Communicator
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What runs a weight, and the reference whose end takes it away."""
+
+    run: Callable[[Tensor], Tensor]
+    weight: weakref.ref[Any]
 
 
 class CpuOps(TorchOps):
@@ -38,7 +50,7 @@ class CpuOps(TorchOps):
         on_tap: TapSink | None = None,
     ) -> None:
         super().__init__(dtype, communicator, neighbours, on_tap)
-        self._linears: dict[int, tuple[LinearWeight, Callable[[Tensor], Tensor]]] = {}
+        self._linears: dict[int, _Prepared] = {}
         self._planned: tuple[Step[Tensor], StepPlan] | None = None
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -47,22 +59,24 @@ class CpuOps(TorchOps):
         return functional.rms_norm(summed, weight.shape, weight, eps), summed
 
     def linear(self, x: Tensor, weight: LinearWeight, name: str) -> Tensor:
-        # By identity, since tensors do not hash by value; the entry holds the weight, so that its id stays its own.
+        if not isinstance(weight, (DenseWeight, Int8Weight)):
+            return super().linear(x, weight, name)
+        # By identity, since tensors do not hash by value.
         held = self._linears.get(id(weight))
         if held is None:
-            held = weight, self._prepared(weight, name)
-            self._linears[id(weight)] = held
-        return held[1](x)
+            held = self._linears[id(weight)] = self._prepared(weight)
+        return held.run(x)
 
-    def _prepared(self, weight: LinearWeight, name: str) -> Callable[[Tensor], Tensor]:
-        match weight:
-            case DenseWeight():
-                return PackedDense(weight, self.dtype)
-            case Int8Weight():
-                return PackedInt8(weight, self.dtype)
-            case _:
-                oracle = super().linear
-                return lambda x: oracle(x, weight, name)
+    def _prepared(self, weight: DenseWeight | Int8Weight) -> _Prepared:
+        run = PackedDense(weight, self.dtype) if isinstance(weight, DenseWeight) else PackedInt8(weight, self.dtype)
+        key, ops = id(weight), weakref.ref(self)
+
+        def forget(_: object) -> None:
+            held = ops()
+            if held is not None:
+                held._linears.pop(key, None)
+
+        return _Prepared(run, weakref.ref(weight, forget))
 
     def attention(
         self, qkv: Tensor, step: Step[Tensor], cache: LayerCache[Tensor], spec: AttentionSpec
@@ -101,8 +115,8 @@ class CpuOps(TorchOps):
         return (integers * per_head(scale)).to(self.dtype)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate).mul_(up)
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up).to(self.dtype)
 
     def _plan(self, step: Step[Tensor], spec: AttentionSpec) -> StepPlan:
         if self._planned is None or self._planned[0] is not step:

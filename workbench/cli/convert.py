@@ -120,7 +120,6 @@ def _plan_before_ranges(model: str, given: GivenRecipe) -> ConversionPlan:
 
 
 def _calibrated_options(args: argparse.Namespace, given: GivenRecipe) -> CalibratedOptions:
-    from workbench.checkpoint.unified import Checkpoint
     from workbench.quantization.calibrated import CalibratedOptions
 
     weights, flag = given.recipe.weights, "-kv" if args.smoothquant is None else "-sq"
@@ -208,9 +207,8 @@ def _kv_bytes(checkpoint: Checkpoint) -> int:
     stored = kv_bytes_per_token(config, dtype, recipe.kv_cache)
     if recipe.kv_cache is not None:
         dense = kv_bytes_per_token(config, dtype, None)
-        print(
-            f"KV cache: {stored:,} bytes a token in INT8 instead of {dense:,} in {recipe.dtype}: saves {dense - stored:,}"
-        )
+        saved = f"saves {dense - stored:,}"
+        print(f"KV cache: {stored:,} bytes a token in INT8 instead of {dense:,} in {recipe.dtype}: {saved}")
     return stored
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_network import Net, unary_case
+
+from workbench.engine.interpreter import InterpreterError
+from workbench.engine.semantics import arithmetic
+from workbench.engine.semantics.operands import UnknownSemanticsError, operand, torch_dtype
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -164,3 +169,40 @@ def test_matmul_broadcasts_batches(net: Net) -> None:
     output = net.matmul(net.input("x", torch.float32, (2, 3, 4)), net.input("y", torch.float32, (2, 4, 5)))
     expected = np.stack([a @ b for a, b in zip(x.numpy(), y.numpy(), strict=True)])
     np.testing.assert_allclose(net.done(output).run({"x": x, "y": y})["y0"].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- what is refused
+
+
+def test_operands_of_two_dtypes() -> None:
+    # TensorRT itself refuses to state the result of such a layer; a parser may still have made one.
+    inputs = [SimpleNamespace(dtype=trt.DataType.FLOAT), SimpleNamespace(dtype=trt.DataType.HALF)]
+    layer = SimpleNamespace(op=trt.ElementWiseOperation.SUM, get_input=inputs.__getitem__)
+    with pytest.raises(ValueError, match="operands have dtypes FLOAT and HALF"):
+        arithmetic.elementwise(trt, layer)
+
+
+@pytest.mark.parametrize(("mask", "axes"), [(0b110, r"\[1, 2\]"), (0, r"\[\]")])
+def test_softmax_over_other_than_one_axis(mask: int, axes: str) -> None:
+    with pytest.raises(UnknownSemanticsError, match=f"softmax over axes {axes} is not interpreted; known: one axis"):
+        arithmetic.softmax(trt, SimpleNamespace(axes=mask))
+
+
+def test_a_matrix_times_a_vector(net: Net) -> None:
+    none, vector = trt.MatrixOperation.NONE, trt.MatrixOperation.VECTOR
+    x, y = net.input("x", torch.float32, (2, 3)), net.input("y", torch.float32, (3,))
+    output = net.net.add_matrix_multiply(x, none, y, vector).get_output(0)
+    with pytest.raises(InterpreterError, match="matrix operation VECTOR is not interpreted; known: NONE, TRANSPOSE"):
+        net.done(output)
+
+
+def test_an_operand_that_is_not_there() -> None:
+    for operands in ([torch.zeros(1), None], [torch.zeros(1)]):
+        with pytest.raises(ValueError, match="operand 1 is missing"):
+            operand(operands, 1)
+
+
+def test_a_type_that_torch_does_not_hold() -> None:
+    assert torch_dtype(trt.DataType.INT4) == torch.int8
+    with pytest.raises(UnknownSemanticsError, match="dtype FP4 is not interpreted"):
+        torch_dtype(trt.DataType.FP4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from tiny_network import Net
 from torch import Tensor
 
 from workbench.engine.interpreter import InterpreterError
+from workbench.engine.semantics import decoder
+from workbench.engine.semantics.operands import UnknownSemanticsError
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -153,3 +156,39 @@ def test_a_query_that_sees_nothing_is_an_error(net: Net) -> None:
     feeds = {**attention_feeds(), "mask": torch.zeros(2, 1, 3, 7, dtype=torch.bool)}
     with pytest.raises(InterpreterError, match="the result holds NaN, the operands hold none"):
         net.done(layer.get_output(0)).run(feeds)
+
+
+# ---- what is refused
+
+
+def attention_layer(**settings: Any) -> Any:
+    """An attention layer that the interpreter knows but for ``settings``."""
+    padded, none = trt.AttentionIOForm.PADDED_BHND, None
+    known = {"query_form": padded, "key_value_form": padded, "norm_op": trt.AttentionNormalizationOp.SOFTMAX}
+    optional = dict.fromkeys(("normalization_quantize_scale", "query_lengths", "mask", "key_value_lengths"), none)
+    return SimpleNamespace(
+        attention=SimpleNamespace(**{**known, **optional, "causal_kind": trt.CausalMaskKind.NONE, **settings})
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"query_form": "PACKED_NHD"}, "packed attention is not interpreted"),
+        ({"key_value_form": "PACKED_NHD"}, "packed attention is not interpreted"),
+        ({"norm_op": "NONE"}, "only attention with an unquantized softmax is interpreted"),
+        ({"normalization_quantize_scale": "a tensor"}, "only attention with an unquantized softmax is interpreted"),
+        ({"query_lengths": "a tensor"}, "query lengths of padded attention are not interpreted"),
+    ],
+)
+def test_attention_that_is_not_interpreted(settings: dict[str, str], message: str) -> None:
+    kinds = {"PACKED_NHD": trt.AttentionIOForm, "NONE": trt.AttentionNormalizationOp}
+    values = {name: getattr(kinds[text], text) if text in kinds else text for name, text in settings.items()}
+    with pytest.raises(UnknownSemanticsError, match=message):
+        decoder.attention_input(trt, attention_layer(**values))
+
+
+def test_heads_that_cannot_be_shared() -> None:
+    attend = decoder.attention_input(trt, attention_layer())
+    with pytest.raises(ValueError, match="4 query heads cannot share 3 key heads"):
+        attend([torch.ones(1, 4, 2, 8), torch.ones(1, 3, 5, 8), torch.ones(1, 3, 5, 8)])

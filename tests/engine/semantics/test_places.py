@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from tiny_network import Net, unary_case
 
 from workbench.engine.interpreter import InterpreterError
+from workbench.engine.semantics import places
+from workbench.engine.semantics.operands import UnknownSemanticsError
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -113,3 +116,34 @@ def test_fill(net: Net) -> None:
     run = net.done(static.get_output(0), dynamic.get_output(0)).run({"x": torch.zeros(2, 3)})
     assert run["y0"].tolist() == [1.0, 1.5, 2.0, 2.5]
     assert run["y1"].tolist() == [[7, 8, 9], [17, 18, 19]]
+
+
+# ---- what is refused
+
+
+def test_a_slice_beyond_its_bounds_is_only_interpreted_when_strict(net: Net) -> None:
+    layer = net.net.add_slice(net.input("x", torch.float32, (4, 4)), (0, 0), (2, 2), (1, 1))
+    layer.mode = trt.SampleMode.WRAP
+    with pytest.raises(InterpreterError, match="only slices of all axes with STRICT_BOUNDS are interpreted"):
+        net.done(layer.get_output(0))
+
+
+def test_only_axes_of_size_one_can_be_squeezed(net: Net) -> None:
+    output = net.net.add_squeeze(net.input("x", torch.float32, (-1, 4)), net.constant(torch.tensor([0]))).get_output(0)
+    interpreter = net.done(output)
+    assert interpreter.run({"x": torch.ones(1, 4)})["y0"].shape == (4,)
+    with pytest.raises(InterpreterError, match=r"\(SQUEEZE\): squeezes axis 0 of size 3"):
+        interpreter.run({"x": torch.ones(3, 4)})
+
+
+@pytest.mark.parametrize("mode", ["ND", "ELEMENT"])
+def test_only_default_gathers_pair_axes(mode: str) -> None:
+    layer = SimpleNamespace(mode=trt.GatherMode.__members__[mode], axis=0, num_elementwise_dims=1)
+    with pytest.raises(UnknownSemanticsError, match=f"gather {mode} with elementwise dimensions is not interpreted"):
+        places.gather(trt, layer)
+
+
+def test_random_fills_are_not_interpreted(net: Net) -> None:
+    output = net.net.add_fill((4,), trt.FillOperation.RANDOM_UNIFORM, trt.DataType.FLOAT).get_output(0)
+    with pytest.raises(InterpreterError, match="fill RANDOM_UNIFORM is not interpreted; known: LINSPACE"):
+        net.done(output)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from tiny_network import Net
+
+from workbench.engine.semantics import quantization
+from workbench.engine.semantics.operands import UnknownSemanticsError
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -111,3 +116,25 @@ def test_weight_only_rounds_the_weight_to_its_declared_dtype(net: Net) -> None:
     result = net.done(net.matmul(net.input("x", torch.float16, (1, 4, 32)), weight, transpose=True)).run({"x": x})
     rounded = (w[0].numpy().astype(np.float32) * scale.numpy()[:, None]).astype(np.float16).astype(np.float64)
     np.testing.assert_allclose(result["y0"].double().numpy(), x.double().numpy() @ rounded.T, rtol=1e-3, atol=1e-3)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("scale", "axis", "message"),
+    [
+        ((3,), 1, r"3 scales for axis 1 of \[2, 4\]"),
+        ((4,), 2, r"4 scales for axis 2 of \[2, 4\]"),
+        ((2, 4, 2), 0, r"scales \[2, 4, 2\] for \[2, 4\]"),
+        ((2, 3), 0, r"scales \[2, 3\] do not divide \[2, 4\] into blocks"),
+    ],
+)
+def test_scales_must_fit(scale: tuple[int, ...], axis: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quantization.broadcast_scale(torch.ones(scale), torch.ones(2, 4), axis)
+
+
+def test_quantization_to_another_type() -> None:
+    with pytest.raises(UnknownSemanticsError, match="quantization to INT32 is not interpreted"):
+        quantization.quantize(trt, SimpleNamespace(to_type=trt.DataType.INT32, axis=0))
