@@ -76,3 +76,15 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data" / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_readme_shows_what_make_demo_does() -> None:
+    import re
+
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ndemo:")[1].split("\n\n")[0]
+    (prompt,) = re.findall(r"^PROMPT \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    made = recipe.replace("$(BIN)/", "").replace("$(DEMO)", "demo").replace("$(PROMPT)", prompt)
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("What `make demo` does, by hand:")[1].split("```")[1]
+    commands = re.findall(r"^\t(workbench .*)$", made, flags=re.MULTILINE)
+    assert len(commands) == 5
+    assert re.findall(r"^\$ (workbench .*)$", shown, flags=re.MULTILINE) == commands

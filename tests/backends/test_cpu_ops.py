@@ -157,7 +157,7 @@ def test_swiglu(dtype: torch.dtype) -> None:
     exact = TorchOps(torch.float64).swiglu(gate_up.double())
     oracle, found = TorchOps(dtype).swiglu(gate_up), CpuOps(dtype).swiglu(gate_up)
     within(found, exact, oracle, dtype)
-    # Rounded once: silu in a half type would be rounded before it is multiplied, a third of the results with it.
+    # Rounded once: silu in a half type would be rounded before it is multiplied, a quarter of the results with it.
     assert (found != oracle).float().mean() < 0.01
 
 

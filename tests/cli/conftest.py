@@ -38,6 +38,21 @@ def tiny_checkpoint_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.fixture
+def tiny_engine_dir(tiny_checkpoint_dir: Path, tmp_path: Path) -> Path:
+    """An engine folder whose plan no machine can run: it runs on its checkpoint, with the engine's limits."""
+    from workbench.checkpoint.unified import load_checkpoint
+    from workbench.engine.folder import EngineConfig, write_engine_config
+
+    checkpoint = load_checkpoint(tiny_checkpoint_dir)
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    places = {"checkpoint_dir": tiny_checkpoint_dir, "checkpoint_checksum": checkpoint.checksum}
+    config = EngineConfig(folder, "tensorrt_rtx", "0.0.0", ("sm86",), checkpoint.recipe, **places)
+    write_engine_config(folder, config, {})
+    return folder
+
+
 @pytest.fixture(scope="session")
 def documented_keys() -> Callable[[str], set[str]]:
     """``documented_keys("run")``: the keys of a command's result that docs/cli.md lists."""

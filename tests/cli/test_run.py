@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.checkpoint.unified import load_checkpoint
 from workbench.cli.main import main
-from workbench.engine.folder import EngineConfig, write_engine_config
 
 Result = Callable[..., dict[str, Any]]
 Refused = Callable[..., str]
@@ -65,18 +63,6 @@ def test_several_texts_are_streamed_in_order(
     assert len(shown) == 4
     assert all(shown)
     assert f"\n[1] One\n{first}\n\n[2] Two\n{second}\n" in "".join(shown)
-
-
-@pytest.fixture
-def tiny_engine_dir(tiny_checkpoint_dir: Path, tmp_path: Path) -> Path:
-    """An engine folder whose plan no machine can run: it runs on its checkpoint, with the engine's limits."""
-    checkpoint = load_checkpoint(tiny_checkpoint_dir)
-    folder = tmp_path / "engine"
-    folder.mkdir()
-    places = {"checkpoint_dir": tiny_checkpoint_dir, "checkpoint_checksum": checkpoint.checksum}
-    config = EngineConfig(folder, "tensorrt_rtx", "0.0.0", ("sm86",), checkpoint.recipe, **places)
-    write_engine_config(folder, config, {})
-    return folder
 
 
 def test_limits_of_an_engine_hold_on_every_backend(

@@ -39,8 +39,8 @@ def test_both_sides_are_judged_on_the_same_articles(
     assert result["reason"] in told
     assert result["articles"] == 2
     assert f"--max_ite 20: {articles} has 2 articles" in told
-    assert result["max_input_length"] == 300
-    assert "--max_input_length 923: the engine's limits leave 300" in told
+    assert result["max_input_length"] == 506
+    assert "--max_input_length 923: the engine's limits leave 506" in told
     # One model in float32: the same tokens, so the same scores.
     for row in result["summaries"]:
         assert row["reference"] == "A bridge was built."
@@ -102,7 +102,16 @@ def test_flags_that_do_not_fit(refused: Refused, words: list[str], message: str)
 
 
 def test_limits_of_the_engine_are_kept(
-    refused: Refused, tiny_checkpoint_dir: Path, tiny_model_dir: Path, articles: Path
+    refused: Refused, tiny_engine_dir: Path, tiny_model_dir: Path, articles: Path
 ) -> None:
-    words = ("--engine_dir", tiny_checkpoint_dir, "--tokenizer_dir", tiny_model_dir, "--dataset", articles)
+    words = (
+        "--engine_dir",
+        tiny_engine_dir,
+        "--backend",
+        "cpu",
+        "--tokenizer_dir",
+        tiny_model_dir,
+        "--dataset",
+        articles,
+    )
     assert "max_output_len 100; allowed: 1 to 8" in refused("summarize", "--test_trt_llm", *words)

@@ -18,6 +18,7 @@ from workbench.recipe import Recipe
 
 if TYPE_CHECKING:
     from workbench.engine.build import BuildOptions, BuildReport
+    from workbench.engine.needs import BuildNeeds
     from workbench.model.config import ModelConfig
     from workbench.progress import Reporter
 
@@ -57,10 +58,11 @@ def _run(args: argparse.Namespace) -> Outcome:
     for note in notes:
         print(note, flush=True)
 
-    from workbench.engine.build import BuildOptions, build_needs
+    from workbench.engine.build import BuildOptions
+    from workbench.engine.needs import build_needs
 
-    needs = build_needs(source.config, recipe, with_checkpoint=args.checkpoint_dir is None)
-    print(f"plan: needs {size(needs.disk_bytes)} on disk and about {size(needs.memory_bytes)} of memory", flush=True)
+    needs = build_needs(source.config, recipe, args.verify, with_checkpoint=args.checkpoint_dir is None)
+    _announce(needs)
     options = BuildOptions(limits=recipe.build, verify=args.verify, force=args.force)
     with ProgressBars() as progress:
         report = source.build(recipe, options, progress)
@@ -168,6 +170,14 @@ def _require_as_converted(given: GivenRecipe, converted: Recipe, args: argparse.
             f"but {args.checkpoint_dir} was converted with {stored[place]!r}",
             fix="convert again with 'workbench convert', or leave it out",
         )
+
+
+def _announce(needs: BuildNeeds) -> None:
+    checking = f", {size(needs.check_bytes)} of it to check the network" if needs.check_bytes else ""
+    print(
+        f"plan: needs {size(needs.disk_bytes)} on disk and about {size(needs.memory_bytes)} of memory{checking}",
+        flush=True,
+    )
 
 
 def _print(report: BuildReport) -> None:

@@ -19,7 +19,6 @@ import torch
 
 from workbench.checkpoint.output_folder import ENGINE, check_output, output_folder
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
-from workbench.checkpoint.unified_layout import checkpoint_tensors
 from workbench.engine.check import CheckOptions, NetworkCheck, check_network
 from workbench.engine.folder import EngineConfig, plan_path, write_engine_config
 from workbench.engine.kernels import (
@@ -36,7 +35,6 @@ from workbench.engine.network import DecoderNetwork, add_profiles, build_network
 from workbench.engine.product import RTX, Product, product_for_building
 from workbench.engine.progress import BuilderThread, make_monitor
 from workbench.errors import BuildError, GateError, WorkbenchError
-from workbench.model.config import ModelConfig
 from workbench.model.internlm import InternLM
 from workbench.model.rotary import rotary_tables
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
@@ -44,33 +42,6 @@ from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.recipe import BuildLimits, Recipe
 
 VERIFY = ("full", "sample", "off")
-# Peak memory of a build over the bytes of its weights: they are held for the network, copied by TensorRT, and compiled.
-MEMORY_OVER_WEIGHTS = 3
-
-
-@dataclass(frozen=True)
-class BuildNeeds:
-    """What a build takes.
-
-    Attributes:
-        disk_bytes: of the engine's folder.
-        memory_bytes: at the peak, beside the interpreter's own.
-    """
-
-    disk_bytes: int
-    memory_bytes: int
-
-
-def build_needs(config: ModelConfig, recipe: Recipe, *, with_checkpoint: bool) -> BuildNeeds:
-    """What building an engine will take, roughly.
-
-    Args:
-        config: the model.
-        recipe: how its weights are stored.
-        with_checkpoint: whether the engine's folder also gets the checkpoint.
-    """
-    weight_bytes = sum(spec.bytes for spec in checkpoint_tensors(config, recipe).values())
-    return BuildNeeds(weight_bytes * (2 if with_checkpoint else 1), weight_bytes * MEMORY_OVER_WEIGHTS)
 
 
 @dataclass(frozen=True)

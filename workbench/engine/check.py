@@ -96,7 +96,7 @@ def check_network(
         report: progress, in steps.
     """
     options = options or CheckOptions()
-    layers = _sampled_layers(network.model.config.num_layers) if options.sample else None
+    layers = sampled_layers(network.model.config.num_layers) if options.sample else None
     batches = _batches(network, options)
     wide = _TorchRun(network.model, torch.float64, layers)
     narrow = _TorchRun(network.model, network.dtype, layers)
@@ -148,7 +148,8 @@ def _batches(network: DecoderNetwork, options: CheckOptions) -> list[_Batch]:
     return batches
 
 
-def _sampled_layers(num_layers: int) -> list[int]:
+def sampled_layers(num_layers: int) -> list[int]:
+    """Which layers a sampled check runs: the first, the middle and the last."""
     return sorted({0, num_layers // 2, num_layers - 1})
 
 

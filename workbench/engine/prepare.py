@@ -14,7 +14,8 @@ from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.output_folder import ENGINE, check_output, output_folder
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import CALIBRATED
-from workbench.engine.build import BuildOptions, BuildReport, EnginePlace, build_needs, write_engine
+from workbench.engine.build import BuildOptions, BuildReport, EnginePlace, write_engine
+from workbench.engine.needs import build_needs
 from workbench.engine.product import product_for_building
 from workbench.errors import CheckpointError, RecipeError
 from workbench.model.config import ModelConfig
@@ -132,7 +133,7 @@ def _make(
     options = replace(options or BuildOptions(), limits=job.recipe.build)
     check_recipe(job.recipe, job.config)
     check_apart(job.source, job.engine_dir)
-    needed_bytes = build_needs(job.config, job.recipe, with_checkpoint=True).disk_bytes
+    needed_bytes = build_needs(job.config, job.recipe, options.verify, with_checkpoint=True).disk_bytes
     check_output(job.engine_dir, force=options.force, needed_bytes=needed_bytes, replaces=ENGINE)
     with output_folder(job.engine_dir, force=options.force, needed_bytes=needed_bytes, replaces=ENGINE) as folder:
         checkpoint = checkpoint_into(folder / CHECKPOINT)
