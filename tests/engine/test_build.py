@@ -141,6 +141,15 @@ def test_without_any_tensorrt_the_error_names_the_way_out(
         build_engine(checkpoint(Recipe(build=LIMITS)), tmp_path / "engine")
 
 
+def test_a_disk_that_fills_up_is_told_as_such(
+    checkpoint: Callable[[Recipe], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "plan_path", lambda _: Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left on device"):
+        build_engine(checkpoint(Recipe(build=LIMITS)), tmp_path / "engine", BuildOptions(verify="off"))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_the_builder_s_refusal_is_passed_on(
     checkpoint: Callable[[Recipe], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def build_engine(
     Raises:
         CheckpointError: the checkpoint cannot be read, the output exists, or the disk is too small.
         BackendError: no TensorRT here. BuildError: TensorRT refused. GateError: the network failed its check.
+        OSError: the plan cannot be written.
         Cancelled, KeyboardInterrupt: the build was stopped; nothing is left.
     """
     options = options or BuildOptions()
@@ -254,6 +255,8 @@ def _build_plan(
             writer = _stream_writer(trt, file)
             done = bool(builder.build_serialized_network_to_stream(network.network, config, writer))
         del monitor
+        if writer.error is not None:
+            raise writer.error
         return done
 
     if not BuilderThread(build).run(report) or path.stat().st_size == 0:
@@ -276,9 +279,15 @@ def _stream_writer(trt: Any, file: Any) -> Any:
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
+            self.error: OSError | None = None
 
         def write(self, data: bytes) -> int:
-            return int(file.write(data))
+            # TensorRT would print an exception and lose it; too few bytes make it stop.
+            try:
+                return int(file.write(data))
+            except OSError as error:
+                self.error = error
+                return 0
 
     return Writer()
 
