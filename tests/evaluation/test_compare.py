@@ -11,8 +11,11 @@ from tests.tolerances import HF_TAPS
 from workbench.errors import CheckpointError, LimitError
 from workbench.evaluation import compare
 from workbench.evaluation.compare import CompareOptions, compare_folders, precision_of
+from workbench.model.taps import LAYER_SITES
+from workbench.quantization.calibrated import CalibratedOptions, convert_calibrated
+from workbench.quantization.calibration import CalibrationOptions, CalibrationWindows, calibrate
 from workbench.quantization.convert import convert
-from workbench.recipe import Int8WeightOnly, Recipe
+from workbench.recipe import Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
 
 INT8 = Recipe(dtype="bfloat16", weights=Int8WeightOnly())
 
@@ -46,6 +49,54 @@ def test_float32_is_the_same_model(random_model_dir, tmp_path, choices):
     assert diff.frame["relative_l2"].max() < HF_TAPS[torch.float32]
     assert diff.verdict == "In float64 the models agree: every difference is rounding."
     assert diff.options.reference_name == "Hugging Face float32"
+
+
+def _ranges(model_dir, folder):
+    ids = torch.randint(3, 97, (4, 16), generator=torch.Generator().manual_seed(1))
+    return calibrate(model_dir, CalibrationWindows(ids, "random ids", "none"), folder, CalibrationOptions("float32"))
+
+
+@pytest.mark.parametrize("groups", [("qkv", "o", "gate_up", "down"), ("down",), ()])
+@pytest.mark.usefixtures("random_ids")
+def test_folded_smoothing_is_no_divergence(random_model_dir, tmp_path, groups):
+    """In float32 smoothing changes nothing but the taps that its scale passes through; those are left out."""
+    model_dir = random_model_dir(bias=True, kv_heads=2)
+    ranges = _ranges(model_dir, tmp_path / "ranges")
+    smoothing = SmoothQuant(alpha=0.5, groups=groups)
+    convert_calibrated(model_dir, tmp_path / "smooth", ranges, CalibratedOptions("float32", smoothing))
+    diff = compare_folders(model_dir, tmp_path / "smooth", CompareOptions(windows=2, length=16))
+    assert diff
+    assert diff.first_divergence is None
+    left_out = set(LAYER_SITES) - set(diff.frame["site"])
+    expected = {
+        4: {"attention_norm", "attention.qkv", "attention.value", "attention.context"}
+        | {"mlp_norm", "mlp.gate_up", "mlp.act"},
+        1: {"mlp.gate_up", "mlp.act"},
+        0: set(),
+    }
+    assert left_out == expected[len(groups)]
+    # Another alpha's checkpoint would differ where nothing is left out.
+    whole = tmp_path / "w8a8"
+    convert(model_dir, Recipe(dtype="float32", weights=SmoothQuant(groups=groups)), whole, ranges=ranges)
+    assert compare_folders(model_dir, whole, CompareOptions(windows=2, length=16)).precision == "smoothquant"
+
+
+@pytest.mark.usefixtures("random_ids")
+@pytest.mark.parametrize(
+    ("recipe", "precision"),
+    [
+        (Recipe(dtype="bfloat16", weights=Int4WeightOnly(32)), "int4"),
+        (Recipe(dtype="float16", kv_cache=Int8KVCache()), "int8 KV cache"),
+    ],
+)
+def test_every_quantization_can_be_compared(random_model_dir, tmp_path, recipe, precision):
+    model_dir = random_model_dir(bias=True)
+    ranges = _ranges(model_dir, tmp_path / "ranges")
+    convert(model_dir, recipe, tmp_path / "checkpoint", ranges=ranges)
+    diff = compare_folders(model_dir, tmp_path / "checkpoint", CompareOptions(windows=2, length=16))
+    assert diff.precision == precision
+    assert diff.first_divergence is None
+    assert len(diff.frame["site"].unique()) == len(LAYER_SITES) + 4
 
 
 @pytest.mark.usefixtures("random_ids")

@@ -16,8 +16,17 @@ from workbench.evaluation.hf_reference import HFReference
 from workbench.evaluation.layer_diff import DiffOptions, LayerDiff
 from workbench.evaluation.texts import offline_text, windows
 from workbench.progress import ProgressEvent, Reporter, silent
+from workbench.recipe import SmoothQuant
 from workbench.runtime.session import SessionOptions, TorchSession
 from workbench.runtime.tokenizer import load_tokenizer
+
+# By smoothing group: the taps that its scale passes through. o's goes through V, down's through up.
+_RESCALED: dict[str, tuple[str, ...]] = {
+    "qkv": ("attention_norm",),
+    "gate_up": ("mlp_norm",),
+    "o": ("attention.qkv", "attention.value", "attention.context"),
+    "down": ("mlp.gate_up", "mlp.act"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,11 @@ def compare_folders(
     original = HFCheckpoint.open(model_dir)
     _check_same_size(original, checkpoint)
     ids = _window_ids(model_dir, options)
-    names = DiffOptions(precision_of(checkpoint), f"Hugging Face {dtype_name(options.reference_dtype)}")
+    names = DiffOptions(
+        precision_of(checkpoint),
+        f"Hugging Face {dtype_name(options.reference_dtype)}",
+        rescaled_sites=rescaled_sites(checkpoint),
+    )
     reference = HFReference.from_weights(
         original.config, original.weights(options.reference_dtype), options.reference_dtype
     )
@@ -78,7 +91,7 @@ def float64_reruns(
     """Both sides in float64: first with the checkpoint's weights on both, then with the original's on the reference."""
     wide, diffs = torch.float64, []
     candidate = TorchSession(checkpoint.config, checkpoint.weights, SessionOptions(wide, "torch"))
-    names = DiffOptions("float64", "Hugging Face float64")
+    names = DiffOptions("float64", "Hugging Face float64", rescaled_sites=rescaled_sites(checkpoint))
     for done, weights in enumerate((checkpoint.weights, original.weights(wide)), start=1):
         reference = HFReference.from_weights(checkpoint.config, weights, wide)
         diffs.append(LayerDiff.compare(reference, candidate, ids, names))
@@ -89,7 +102,17 @@ def float64_reruns(
 def precision_of(checkpoint: Checkpoint) -> str:
     """The name under which a checkpoint's errors are judged and drawn: its weights' kind, else its dtype."""
     recipe = checkpoint.recipe
-    return str(recipe.dtype if recipe.weights is None else recipe.weights.kind)
+    if recipe.weights is not None:
+        return str(recipe.weights.kind)
+    return recipe.dtype if recipe.kv_cache is None else "int8 KV cache"
+
+
+def rescaled_sites(checkpoint: Checkpoint) -> frozenset[str]:
+    """Sites whose values a checkpoint's smoothing divided or multiplied: they cannot equal the original's."""
+    weights = checkpoint.recipe.weights
+    smoothing = weights if isinstance(weights, SmoothQuant) else checkpoint.smoothing
+    groups = () if smoothing is None else smoothing.groups
+    return frozenset(site for group in groups for site in _RESCALED[group])
 
 
 def dtype_name(dtype: torch.dtype) -> str:

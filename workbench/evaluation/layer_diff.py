@@ -39,11 +39,13 @@ class DiffOptions:
     Attributes:
         precision: of the candidate; it decides how much error is rounding (``DIVERGENCE``). None: its taps' dtype.
         reference_name, candidate_name: what tables and plots call the two.
+        rescaled_sites: sites that hold other values by design (smoothing moved scale into or out of them); left out.
     """
 
     precision: str | None = None
     reference_name: str = "Hugging Face"
     candidate_name: str = "ours"
+    rescaled_sites: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ class LayerDiff:
             raise LimitError(
                 f"token ids of shape {list(ids.shape)}", allowed="one window or more of two tokens or more"
             )
-        run = _Comparison(len(ids))
+        run = _Comparison(len(ids), options.rescaled_sites)
         for done, window in enumerate(ids, start=1):
             run.add(reference, candidate, window)
             report(ProgressEvent("compare layers", done, len(ids), "windows"))
@@ -175,8 +177,8 @@ class LayerDiff:
 class _Comparison:
     """The sums of one comparison under way."""
 
-    def __init__(self, windows: int) -> None:
-        self.windows = windows
+    def __init__(self, windows: int, left_out: frozenset[str]) -> None:
+        self.windows, self.left_out = windows, left_out
         self.errors: dict[str, TapError] = {}
         self.meter = AgreementMeter()
         self.precision = ""
@@ -187,7 +189,7 @@ class _Comparison:
 
             def on_tap(name: str, ours: Tensor) -> None:
                 theirs = stream.take(name)
-                if theirs is None:
+                if theirs is None or split_tap(name)[1] in self.left_out:
                     return
                 self._compare(name, theirs, ours)
                 if name == "logits":

@@ -21,6 +21,9 @@ DIVERGENCE: dict[str, float] = {
     "float16": 0.01,
     "bfloat16": 0.1,
     "int8": 0.2,
+    "int8 KV cache": 0.3,
+    "smoothquant": 0.6,
+    "int4": 2.5,
 }
 
 
