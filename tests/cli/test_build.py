@@ -252,3 +252,20 @@ def test_an_int8_cache_of_a_checkpoint_without_ranges(
 ) -> None:
     words = ("build", "--ft_model_dir", tiny_checkpoint_dir, "--int8_kv_cache", "--output_dir", tmp_path / "engine")
     assert "is a dense checkpoint, and holds no ranges to quantize by; give what 'workbench convert'" in refused(*words)
+
+
+def test_a_calibrated_checkpoint_without_a_quantization_is_told(
+    tiny_calibrated: Path, tmp_path: Path, result_of: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = result_of(
+        *("build", "--ft_model_dir", tiny_calibrated, "--output_dir", tmp_path / "engine", "--verify", "off")
+    )
+    assert f"nothing is quantized: {tiny_calibrated} is calibrated" in capsys.readouterr().out
+    assert result["recipe"]["weights"] is None
+
+
+def test_the_folder_above_a_calibrated_checkpoint_names_the_one_within(
+    tiny_calibrated: Path, tmp_path: Path, refused: Refused
+) -> None:
+    words = ("build", "--ft_model_dir", tiny_calibrated.parent, "--output_dir", tmp_path / "engine")
+    assert f"config.json is missing; give {tiny_calibrated}" in refused(*words)

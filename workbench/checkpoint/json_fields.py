@@ -36,7 +36,9 @@ class JsonFields:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing", fix="give the folder of a complete checkpoint") from None
+            inner = path.parent / "1-gpu"
+            fix = f"give {inner}" if (inner / path.name).is_file() else "give the folder of a complete checkpoint"
+            raise CheckpointError(f"{path} is missing", fix=fix) from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{path} cannot be read as JSON ({error})", fix="fetch or write it again") from error
         if not isinstance(content, dict):

@@ -113,6 +113,11 @@ def _from_calibrated(args: argparse.Namespace) -> _Source:
     checkpoint = load_checkpoint(args.ft_model_dir)
     given = given_recipe(args, base=checkpoint.recipe)
     require_calibrated(checkpoint, given.recipe)
+    if given.recipe.weights is None and given.recipe.kv_cache is None:
+        print(
+            f"nothing is quantized: {args.ft_model_dir} is calibrated, and neither --use_smooth_quant, "
+            "--use_weight_only, --int8_kv_cache nor a recipe asks for more",
+        )
     return _Source(
         given,
         checkpoint.config,

@@ -24,7 +24,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             f"{folder} has no tokenizer.json",
             allowed="a folder with tokenizer.json (and tokenizer_config.json)",
-            fix="give the folder of the Hugging Face model with --tokenizer_dir",
+            fix="give the folder of a complete Hugging Face model, or where the command has it --tokenizer_dir",
         )
     from transformers import PreTrainedTokenizerFast
 
