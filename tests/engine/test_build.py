@@ -158,3 +158,14 @@ def test_the_builder_s_refusal_is_passed_on(
     with pytest.raises(BuildError, match=r"tensorrt_rtx .* refused the network: .+"):
         build_engine(checkpoint(Recipe(build=LIMITS)), tmp_path / "engine", BuildOptions(verify="off"))
     assert _leavings(tmp_path) == []
+
+
+def test_an_engine_never_replaces_the_checkpoint_that_it_is_built_from(
+    checkpoint: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    build_engine(checkpoint(Recipe(build=LIMITS)), engine, BuildOptions(verify="off"))
+    inner = (tmp_path / "checkpoint").rename(engine / "checkpoint")
+    with pytest.raises(CheckpointError, match="that is read, or holds it"):
+        build_engine(inner, engine, BuildOptions(verify="off", force=True))
+    assert (inner / "rank0.safetensors").is_file()

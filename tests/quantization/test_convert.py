@@ -89,7 +89,7 @@ def test_a_small_disk(model: Breakable, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("out", [".", ".."])
 def test_the_model_is_never_overwritten(model: Breakable, out: str) -> None:
-    with pytest.raises(CheckpointError, match=r"is the model's folder .*, or holds it; give an output of its own"):
+    with pytest.raises(CheckpointError, match=r"is the folder .*, or holds it; give an output of its own"):
         convert(model.folder, INT8, model.folder / out, force=True)
 
 

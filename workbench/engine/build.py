@@ -39,6 +39,7 @@ from workbench.model.internlm import InternLM
 from workbench.model.rotary import rotary_tables
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
 from workbench.progress import ProgressEvent, Reporter, silent
+from workbench.quantization.convert import check_apart
 from workbench.recipe import BuildLimits, Recipe
 
 VERIFY = ("full", "sample", "off")
@@ -144,6 +145,7 @@ def build_engine(
         raise WorkbenchError(f"verify is {options.verify!r}", allowed=", ".join(VERIFY))
     output = Path(output_dir)
     checkpoint = load_checkpoint(checkpoint_dir)
+    check_apart(checkpoint.folder, output)
     needed = _weight_bytes(checkpoint)
     check_output(output, force=options.force, needed_bytes=needed, replaces=ENGINE)
     product_for_building()

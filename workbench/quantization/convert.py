@@ -224,7 +224,7 @@ def check_apart(source: Path, out: Path) -> None:
     """
     if out.resolve() in (source.resolve(), *source.resolve().parents):
         raise CheckpointError(
-            f"output {out} is the model's folder {source}, or holds it", fix="give an output of its own"
+            f"output {out} is the folder {source} that is read, or holds it", fix="give an output of its own"
         )
 
 
