@@ -137,10 +137,11 @@ def test_sequence_length_is_prompt_and_output() -> None:
 
 MESSAGES: list[tuple[Any, str]] = [
     ({"dtpye": "float16"}, "the recipe has the unknown key 'dtpye'; allowed: model, dtype, weights, keep, kv_cache, "
-                           "build; did you mean 'dtype'?"),
+                           "max_positions, build; did you mean 'dtype'?"),
     ({"build": {"max_batchsize": 2}}, "build has the unknown key 'max_batchsize'; allowed: max_batch_size, "
                                       "max_input_len, max_output_len, targets; did you mean 'max_batch_size'?"),
     ({"weights": {"kind": "int8", "group": 64}}, "weights of kind int8 has the unknown key 'group'"),
+    ({"max_positions": -1}, "max_positions is -1; allowed: whole numbers from 0"),
     ({"weights": {"kind": "int9"}}, "weights.kind is 'int9'; allowed: int8, int4, smoothquant; did you mean"),
     ({"weights": {"kind": "int4", "group_size": 16}}, "weights.group_size is 16; allowed: 128, 64, 32, or 0 for one"),
     ({"weights": {"kind": "int4", "group_size": 32.0}}, "weights.group_size is 32.0; allowed: a whole number"),

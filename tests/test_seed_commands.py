@@ -182,3 +182,27 @@ def test_the_examples_of_several_devices_are_refused_in_words(
     assert command(FP16.replace("fp16/1-gpu", "fp16/n-gpu") + f" {ranks}") == 2
     assert f"an engine of {world} ranks; allowed: one rank" in capsys.readouterr().err
     assert not Path(f"{CHAT}/trt_engines/fp16/n-gpu").exists()
+
+
+SIZES = """--vocab_size 512 --n_layer 2 --n_positions 2048 --n_embd 128 --n_head 4 --n_kv_head 2 --inter_size 320
+    --hidden_act silu --rms_norm_eps 1e-6 --rotary_base 10000"""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.engine)
+def test_an_example_without_a_checkpoint_builds_dummy_weights(
+    example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the original: where no checkpoint is named, an engine of the sizes that the flags give."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(example.commands[-1])
+    words = [word for word in words if not word.startswith("--ft_model_dir")]
+    if "--model_dir" in words:
+        place = words.index("--model_dir")
+        del words[place : place + 2]
+    assert main([*words, *shlex.split(SIZES)]) == 0
+    section = json.loads(Path(f"{CHAT}/trt_engines/{example.engine}/1-gpu/config.json").read_text())["workbench"]
+    assert section["recipe"]["dtype"] == example.dtype
+    assert section["build"]["check"]["passed"] is True
+    linears = section["build"]["linears"]
+    assert {row["compiled"] for row in linears if row["linear"] != "lm_head"} == {example.compiled}
+    assert "no model is named: dummy weights in the sizes of internlm-7b, n_layer 2" in capsys.readouterr().out

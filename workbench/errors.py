@@ -31,6 +31,10 @@ class LimitError(WorkbenchError):
     """A request beyond the limits that an engine or checkpoint was made for."""
 
 
+class ResourceError(WorkbenchError):
+    """A job that needs more memory than this machine has left."""
+
+
 class BackendError(WorkbenchError):
     """A backend that this machine cannot run; the message names one that it can."""
 

@@ -23,8 +23,6 @@ SITES = ("attention.qkv", "attention.o", "mlp.gate_up", "mlp.down")
 SMOOTHING_GROUPS = {"qkv": "attention.qkv", "o": "attention.o", "gate_up": "mlp.gate_up", "down": "mlp.down"}
 INT4_GROUPS = (128, 64, 32)
 _LINEAR_PATTERN = re.compile(r"lm_head|layers\.(\d+|\*)\.(\*|" + "|".join(map(re.escape, SITES)) + ")")
-
-
 WEIGHT_SCALES = ("per_channel", "per_tensor")
 INPUT_SCALES = ("per_token", "per_tensor")
 KV_SCALES = ("per_head", "per_tensor")
@@ -176,6 +174,7 @@ class Recipe:
         dtype: type of activations and of every weight that is not quantized.
         weights: how linear layers are quantized; None leaves them in ``dtype``.
         kv_cache: how keys and values are stored; None stores them in ``dtype``.
+        max_positions: positions that the model takes, its rotary base raised for them; 0 leaves it its own.
         keep: linear layers left in ``dtype``; ``*`` stands for every layer or site (``layers.*.mlp.down``).
         build: limits and targets of an engine.
     """
@@ -191,10 +190,13 @@ class Recipe:
     kv_cache: Int8KVCache | None = _choice(
         None, "--kv_cache", "how keys and values are stored", choices=("none", "int8")
     )
+    max_positions: int = _choice(0, "--max_positions", "positions to raise the rotary base for; 0 for the model's own")
     build: BuildLimits = field(default_factory=BuildLimits)
 
     def __post_init__(self) -> None:
         _require_one_of("dtype", self.dtype, DTYPES)
+        if self.max_positions < 0:
+            raise RecipeError(f"max_positions is {self.max_positions}", allowed="whole numbers from 0")
         for name in self.keep:
             if not _LINEAR_PATTERN.fullmatch(name):
                 raise RecipeError(
@@ -255,6 +257,7 @@ class Recipe:
             "weights": _variant_to(self.weights),
             "keep": list(self.keep),
             "kv_cache": _variant_to(self.kv_cache),
+            "max_positions": self.max_positions,
             "build": {**dataclasses.asdict(self.build), "targets": list(self.build.targets)},
         }
 

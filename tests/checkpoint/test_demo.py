@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -17,6 +18,8 @@ from workbench.checkpoint.demo import write_demo_model
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.errors import CheckpointError, WorkbenchError
 from workbench.progress import ProgressEvent
+from workbench.runtime.generate import generate
+from workbench.runtime.session import SessionOptions, TorchSession
 
 # Relative L2 of the logits against the GGUF read in float32: 5e-4 over 1024 tokens of pydoc_data.topics, 1.0e-3 on
 # this short prompt, nearly all from storing in float16; the biases alone move them by 1e-4.
@@ -144,6 +147,69 @@ def test_it_is_always_the_same(demo_model_dir: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "again").iterdir()} == names
     for name in names:
         assert (demo_model_dir / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def internlm2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "internlm2"
+    assert write_demo_model(folder, format="internlm2")
+    return folder
+
+
+def test_internlm2_has_the_sources_own_heads(
+    internlm2_dir: Path, demo_state: dict[str, torch.Tensor], source_state: dict[str, torch.Tensor]
+) -> None:
+    checkpoint = HFCheckpoint.open(internlm2_dir)
+    config = checkpoint.config
+    assert (config.architecture, config.num_heads, config.num_kv_heads) == ("InternLM2ForCausalLM", 9, 3)
+    assert set(checkpoint.files) == set(hf_names.stored_shapes(config))
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), checkpoint.tensor("model.embed_tokens.weight"))
+    for name in hf_names.tensor_shapes(config):
+        if name != "lm_head.weight":
+            assert torch.equal(checkpoint.tensor(name), source_state[name].half())
+        if "k_proj" not in name and "v_proj" not in name:
+            assert torch.equal(checkpoint.tensor(name), demo_state[name])
+
+
+def test_internlm2_says_what_v1_says(internlm2_dir: Path, demo_model_dir: Path, ids: torch.Tensor) -> None:
+    said = []
+    for folder in (demo_model_dir, internlm2_dir):
+        source = HFCheckpoint.open(folder)
+        session = TorchSession(source.config, source.weights(torch.float32), SessionOptions(torch.float32, "cpu"))
+        said.append(generate(session, [ids[0].tolist()], 32))
+    assert said[0] == said[1]
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (internlm2_dir / name).read_bytes() == (demo_model_dir / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["internlm3", "llama"])
+def test_the_other_formats_are_the_same_tensors(
+    internlm2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # Two layers tell as much as thirty.
+    monkeypatch.setattr(demo, "GgufLlama", _two_layers)
+    assert write_demo_model(tmp_path / "model", format=name)
+    ours, theirs = HFCheckpoint.open(internlm2_dir), HFCheckpoint.open(tmp_path / "model")
+    assert theirs.ignored == ()
+    assert ("lm_head.weight" in theirs.files) == (name == "internlm3")
+    assert theirs.config.num_layers == 2
+    for tensor in hf_names.tensor_shapes(theirs.config):
+        assert torch.equal(ours.tensor(tensor), theirs.tensor(tensor))
+    assert not write_demo_model(tmp_path / "model", format=name)
+    with pytest.raises(CheckpointError, match=f"holds the demo model in the format {name}; give another folder for in"):
+        write_demo_model(tmp_path / "model")
+    assert write_demo_model(tmp_path / "model", format=name, force=True)
+
+
+def _two_layers(path: Path) -> gguf_source.GgufLlama:
+    source = gguf_source.GgufLlama(path)
+    source.shape = dataclasses.replace(source.shape, layers=2)
+    return source
+
+
+def test_an_unknown_format(tmp_path: Path) -> None:
+    with pytest.raises(WorkbenchError, match="format is 'internlm4'; allowed: internlm, internlm2, internlm3, llama"):
+        write_demo_model(tmp_path / "model", format="internlm4")
 
 
 def test_a_complete_one_is_reused(demo_model_dir: Path) -> None:

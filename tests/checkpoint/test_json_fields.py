@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from workbench.checkpoint import json_fields
 from workbench.checkpoint.json_fields import JsonFields
 from workbench.errors import CheckpointError
 
@@ -26,6 +27,11 @@ def _fields(**content: Any) -> JsonFields:
         ("3", lambda f: f.integer("x"), "x is '3'; allowed: a whole number from 1"),
         (True, lambda f: f.integer("x"), "x is True"),
         (None, lambda f: f.integer("x"), "x is None"),
+        (2**31, lambda f: f.integer("x"), "x is 2147483648; allowed: a whole number from 1 to 2147483647"),
+        (7, lambda f: f.integer("x", maximum=6), "x is 7; allowed: a whole number from 1 to 6"),
+        (10**100, lambda f: f.integer("x"), "x is a whole number of about 100 digits; allowed: a whole number from 1"),
+        ([2**31], lambda f: f.integers("x"), "x is [2147483648]; allowed: a whole number from 0, or a list of them"),
+        (10**400, lambda f: f.positive("x"), "x is a whole number of about 400 digits; allowed: a number above 0"),
         (-1, lambda f: f.optional_integer("x"), "x is -1; allowed: a whole number from 0"),
         ([2, "a"], lambda f: f.integers("x"), "allowed: a whole number from 0, or a list of them"),
         (-1.5, lambda f: f.positive("x"), "x is -1.5; allowed: a number above 0"),
@@ -70,11 +76,24 @@ def test_a_nested_field_is_named_in_full() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "cannot be read as JSON"), (b"\xff\xfe{", "cannot be read as JSON"), (b"[1]", "holds a list")],
+    [
+        (b"{", "cannot be read as JSON"),
+        (b"\xff\xfe{", "cannot be read as JSON"),
+        (b"[1]", "holds a list"),
+        (b'{"a": {"b": 1, "b": 1}}', "'b' stands twice"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
 )
 def test_files_that_hold_no_object(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "c.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
+        JsonFields.read(tmp_path / "c.json")
+
+
+def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_fields, "MAX_BYTES", 7)
+    (tmp_path / "c.json").write_text('{"a": 1}')
+    with pytest.raises(CheckpointError, match=r"c\.json has 8 bytes; allowed: up to 7"):
         JsonFields.read(tmp_path / "c.json")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import safe_open
 
 from workbench.checkpoint import hf_names
 from workbench.checkpoint.demo import RandomModelSpec, write_random_model
+from workbench.checkpoint.hf_names import FORMATS
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.errors import CheckpointError, WorkbenchError
 from workbench.progress import ProgressEvent
@@ -39,6 +41,24 @@ def test_shape_and_type(random_model_dir: Callable[..., Path]) -> None:
 def test_no_bias(random_model_dir: Callable[..., Path]) -> None:
     names = HFCheckpoint.open(random_model_dir(bias=False)).files
     assert not any(name.endswith("bias") for name in names)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_holds_what_its_version_stores(random_model_dir: Callable[..., Path], name: str) -> None:
+    folder = random_model_dir(format=name, kv_heads=2)
+    checkpoint = HFCheckpoint.open(folder)
+    checkpoint.check()
+    assert checkpoint.ignored == ()
+    assert json.loads((folder / "config.json").read_text())["model_type"] == name
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(hf_names.stored_shapes(checkpoint.config))
+    assert checkpoint.config.qkv_bias is (name == "internlm")
+
+
+def test_a_tied_head_is_not_stored(random_model_dir: Callable[..., Path]) -> None:
+    checkpoint = HFCheckpoint.open(random_model_dir(tied=True))
+    assert "lm_head.weight" not in checkpoint.files
+    assert checkpoint.tied
 
 
 def test_activations_stay_near_unit_size(random_model_dir: Callable[..., Path]) -> None:
@@ -76,6 +96,7 @@ def test_an_existing_output_is_refused(random_model_dir: Callable[..., Path]) ->
         ({"kv_heads": 3}, "kv_heads is 3; allowed: divisors of heads 4"),
         ({"kv_heads": 0}, "kv_heads is 0"),
         ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, float16, bfloat16"),
+        ({"format": "internlm4"}, "format is 'internlm4'; allowed: internlm, internlm2, internlm3, llama"),
         ({"shard_bytes": 0}, "shard_bytes is 0; allowed: whole numbers from 1"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -194,4 +195,30 @@ def test_another_type(checkpoint: Breakable) -> None:
 def test_a_stranger_among_the_tensors(checkpoint: Breakable) -> None:
     checkpoint.edit_tensors(lambda tensors: tensors.update({"adapter": torch.zeros(1)}))
     with pytest.raises(CheckpointError, match="tensor 'adapter' is not one of the format"):
+        load_checkpoint(checkpoint.folder)
+
+
+@pytest.mark.parametrize(
+    "scaling", [None, {"type": "linear", "factor": 4.0}, {"type": "dynamic", "factor": 6.0}], ids=str
+)
+def test_rope_scaling_is_kept(model: Breakable, tmp_path: Path, scaling: dict[str, Any] | None) -> None:
+    model.edit_config(rotary=..., rope_theta=5e7, rope_scaling=scaling)
+    written = convert(model.folder, Recipe(dtype="float32"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rotary_scaling"] == scaling
+    assert written.config == HFCheckpoint.open(model.folder).config
+    assert (written.config.rope_scaling is None) == (scaling is None)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"type": "yarn", "factor": 2.0}, "rotary_scaling.type is 'yarn'; allowed: 'linear' or 'dynamic'"),
+        ({"type": "linear"}, "rotary_scaling.factor is nothing; allowed: a number above 0"),
+        ({"type": "linear", "factor": 0.5}, r"rotary_scaling.factor is 0\.5; allowed: a number from 1"),
+        ("linear", "rotary_scaling is 'linear'; allowed: an object"),
+    ],
+)
+def test_other_rope_scaling_is_refused(checkpoint: Breakable, scaling: Any, message: str) -> None:
+    checkpoint.edit_config(rotary_scaling=scaling)
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(checkpoint.folder)

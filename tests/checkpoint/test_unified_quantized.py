@@ -24,14 +24,16 @@ from workbench.recipe import Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "checkpoint_format.md"
 STATIC = SmoothQuant(activation="per_tensor")
+# InternLM3 is the version that may have a bias everywhere.
+MODEL: dict[str, Any] = {"kv_heads": 2, "format": "internlm3", "bias": True}
 
 
 @pytest.fixture
 def made(random_model_dir: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
-    """``made(weights=...)``: tensors and ``config.json`` of such a checkpoint of a small GQA model with biases."""
+    """``made(weights=...)``: tensors and ``config.json`` of such a checkpoint of a small GQA model with every bias."""
 
     def make(**choices: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        model = random_model_dir(kv_heads=2)
+        model = random_model_dir(**MODEL)
         convert(model, Recipe(**choices), tmp_path / "out", ranges=ranges_of(model))
         return load_file(tmp_path / "out" / "rank0.safetensors"), json.loads((tmp_path / "out/config.json").read_text())
 
@@ -109,7 +111,7 @@ STATIC_FIELDS = ("act_scale", "input_scale", "weight_scale", "per_channel_scale"
 
 
 def test_act_scale_is_the_outputs_range(made: Callable[..., Any], random_model_dir: Callable[..., Path]) -> None:
-    ranges = ranges_of(random_model_dir(kv_heads=2))
+    ranges = ranges_of(random_model_dir(**MODEL))
     tensors, _ = made(weights=SmoothQuant(activation="per_tensor", groups=("qkv",)))
     for site, stored in (("attention.qkv", "attention.qkv"), ("mlp.down", "mlp.proj")):
         expected = ranges.outputs[f"layers.0.{site}"].max() / 127
@@ -147,7 +149,7 @@ def test_one_kv_factor_covers_all(made: Callable[..., Any], how: Int8KVCache, he
 
 @pytest.fixture
 def calibrated(random_model_dir: Callable[..., Path], tmp_path: Path) -> Breakable:
-    model = random_model_dir(kv_heads=2)
+    model = random_model_dir(**MODEL)
     smoothing = SmoothQuant(alpha=0.5, alpha_by_group={"layers.1.down": 0.75})
     convert_calibrated(model, tmp_path / "calibrated", ranges_of(model), CalibratedOptions("float16", smoothing))
     return Breakable(tmp_path / "calibrated", "rank0.safetensors")

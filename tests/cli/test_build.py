@@ -146,7 +146,7 @@ def test_the_needs_are_told_first(
         "memory\n"
     )
     weights = sum(path.stat().st_size for path in tiny_checkpoint_dir.glob("*.safetensors"))
-    assert result["needed_disk_bytes"] == pytest.approx(weights, rel=0.01)
+    assert weights < result["needed_disk_bytes"] < weights + 10_000_000
 
 
 def test_the_model_s_path_in_a_recipe_does_not_matter(
@@ -230,12 +230,6 @@ def test_what_cannot_be_built_from_a_model(
 ) -> None:
     assert message in refused("build", "--model_dir", tiny_model_dir, "--output_dir", tmp_path / "engine", *words)
     assert not (tmp_path / "engine").exists()
-
-
-def test_nothing_to_build_from(tmp_path: Path, refused: Refused) -> None:
-    told = refused("build", "--output_dir", tmp_path / "engine")
-    assert "nothing to build from is named; allowed: --checkpoint_dir, --ft_model_dir or --model_dir" in told
-    assert "workbench demo-model OUT --random" in told
 
 
 def test_smoothquant_of_a_checkpoint_that_was_not_smoothed(

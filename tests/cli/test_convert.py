@@ -50,7 +50,7 @@ def test_an_existing_output_needs_force(
 
 def test_no_model(refused: Refused, tmp_path: Path) -> None:
     told = refused("convert", "-o", tmp_path / "x")
-    assert "no model is named; give --model_dir, or 'model:' in the recipe" in told
+    assert "no model is named; give --model_dir, 'model:' in the recipe, or --preset for dummy weights" in told
 
 
 def test_missing_folder(refused: Refused, tmp_path: Path) -> None:
@@ -103,6 +103,23 @@ def test_a_tensor_that_is_missing_or_of_another_shape(
         assert str(list(wrong.shape)) in told
         assert str([wrong.shape[0] - 1, wrong.shape[1]]) in told
     assert not (tmp_path / "x").exists()
+
+
+def test_tensors_that_the_model_does_not_have_are_told_and_ignored(
+    result_of: Result, broken_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = broken_model / "model.safetensors"
+    extra = {f"extra.{i}": torch.zeros(1) for i in range(7)}
+    save_file(load_file(path) | extra | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, path)
+    result = result_of("convert", "--model_dir", broken_model, "-o", tmp_path / "x")
+    assert sorted(result["ignored_tensors"]) == sorted(extra)
+    told = capsys.readouterr().out
+    assert "ignored, since the model has no such tensors: 'extra.0', 'extra.1', 'extra.2', 'ex" in told
+    assert "'extra.4' and 2 more (--json lists all)" in told
+    assert "inv_freq" not in told
 
 
 def test_unknown_recipe_key(refused: Refused, tmp_path: Path) -> None:

@@ -26,6 +26,26 @@ def test_a_random_model_has_the_sizes_asked_for(
     assert f"wrote a random model to {out} in " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["internlm2", "internlm3", "llama"])
+def test_a_random_model_of_another_version(result_of: Result, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "model"
+    assert result_of("demo-model", out, *TINY, "--format", name, "--bias", "--tied")["format"] == name
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["tie_word_embeddings"]) == (name, True)
+    assert True in (config.get("bias"), config.get("attention_bias"))
+
+
+def test_an_unknown_format(refused: Refused, tmp_path: Path) -> None:
+    for words in (TINY, ()):
+        told = refused("demo-model", tmp_path / "model", *words, "--format", "internlm4")
+        assert "format is 'internlm4'; allowed: internlm, internlm2, internlm3, llama" in told
+
+
+def test_a_demo_model_of_another_version_is_not_replaced(refused: Refused, demo_model_dir: Path) -> None:
+    told = refused("demo-model", demo_model_dir, "--format", "internlm2")
+    assert f"{demo_model_dir} holds the demo model in the format internlm; give another folder for internlm2" in told
+
+
 def test_a_complete_demo_model_is_left_as_it_is(
     result_of: Result, demo_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

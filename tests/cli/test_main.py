@@ -132,7 +132,7 @@ def test_a_json_path_in_no_folder_is_refused_before_any_work(
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convrt"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("workbench: error: 'convrt' is no command; allowed: demo-model, calibrate, convert, ")
+    assert told.startswith("workbench: error: 'convrt' is no command; allowed: demo-model, plan, calibrate, ")
     assert told.endswith("did you mean 'convert'?\n")
 
 
@@ -166,7 +166,8 @@ def test_every_command_has_help_with_an_example_that_parses(name: str, capsys: p
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_flag_is_documented(name: str) -> None:
-    """In docs/cli.md, by its underscored spelling: in the command's own section, or among the recipe flags."""
+    """In docs/cli.md, by its underscored spelling: in the command's own section, or among those of several commands."""
+    from workbench.cli.dummy_flags import CONSTANTS, SIZES
     from workbench.cli.recipe_flags import flagged_fields
 
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -175,10 +176,12 @@ def test_every_flag_is_documented(name: str) -> None:
         return f"`{flag}" in text.split(f"## {title}\n")[1].split("\n## ")[0]
 
     recipe_flags = {item.flag for item in flagged_fields()}
+    dummy_flags = [f"--{name}" for name in (*SIZES, *CONSTANTS, "hidden_act", "preset")]
     for action in load_command(name).parser()._actions:
         for flag in action.option_strings:
             if flag.startswith("--") and flag not in ("--help", "--json", "--debug"):
-                title = "Recipe flags" if flag in recipe_flags else f"workbench {name}"
+                shared = {**dict.fromkeys(recipe_flags, "Recipe flags"), **dict.fromkeys(dummy_flags, "Dummy weights")}
+                title = shared.get(flag, f"workbench {name}")
                 assert documented(flag, title), flag
 
 

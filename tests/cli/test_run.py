@@ -137,3 +137,110 @@ def test_a_full_disk_is_one_sentence(
     assert main([*words, "--input_text", "a", "--max_output_len", "1", "--output_npy", "/dev/full"]) == 2
     told = capsys.readouterr().err
     assert told == "workbench: error: No space left on device; make room, or write to another disk\n"
+
+
+@pytest.fixture
+def run_words(tiny_checkpoint_dir: Path, tiny_model_dir: Path) -> tuple[Any, ...]:
+    return ("run", "--checkpoint_dir", tiny_checkpoint_dir, "--tokenizer_dir", tiny_model_dir, "--max_output_len", "12")
+
+
+def test_draws_follow_the_seed_and_not_the_batch(result_of: Result, run_words: tuple[Any, ...]) -> None:
+    words = (*run_words, "--backend", "torch", "--temperature", "1.5", "--top_p", "0.99", "--random_seed", "3")
+    together = result_of(*words, "--input_text", "One", "Two", "One")
+    assert together["sampling"] == {
+        "temperature": 1.5,
+        "top_k": 0,
+        "top_p": 0.99,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "random_seed": 3,
+        "bad_words": [],
+    }
+    first, second, third = (output["output_ids"] for output in together["outputs"])
+    assert result_of(*words, "--input_text", "Two")["outputs"][0]["output_ids"] == second
+    assert first != third
+    greedy = result_of(*run_words, "--backend", "torch", "--input_text", "One")["outputs"][0]["output_ids"]
+    assert greedy != first
+    still_greedy = (*run_words, "--backend", "torch", "--top_k", "1", "--temperature", "2", "--input_text", "One")
+    assert result_of(*still_greedy)["outputs"][0]["output_ids"] == greedy
+
+
+def test_a_stop_word_ends_a_text_before_it(
+    result_of: Result, run_words: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*run_words, "--input_text", "One")
+    free = result_of(*words)["outputs"][0]
+    capsys.readouterr()
+    stop = free["output_text"][12:15]
+    (output,) = result_of(*words, "--stop_words", "nowhere", stop)["outputs"]
+    assert output["output_text"] == free["output_text"][: free["output_text"].index(stop)]
+    assert output["output_ids"] == free["output_ids"][: len(output["output_ids"])]
+    assert len(output["output_ids"]) < 12
+    assert f"\nOne\n{output['output_text']}\n" in capsys.readouterr().out
+
+
+def test_bad_words_and_end_ids(result_of: Result, run_words: tuple[Any, ...], demo_tokenizer: Any) -> None:
+    words = (*run_words, "--input_text", "One")
+    (free,) = result_of(*words)["outputs"]
+    third = free["output_ids"][2]
+    (ended,) = result_of(*words, "--end_id", "0", str(third))["outputs"]
+    assert ended["output_ids"] == free["output_ids"][: free["output_ids"].index(third)]
+    word = demo_tokenizer.decode([free["output_ids"][0]])
+    (other,) = result_of(*words, "--bad_words", word)["outputs"]
+    assert other["output_ids"][0] != free["output_ids"][0]
+    assert free["output_ids"][0] not in other["output_ids"]
+
+
+def test_a_chat_is_written_as_the_tokenizer_wants_it(
+    result_of: Result, run_words: tuple[Any, ...], demo_tokenizer: Any
+) -> None:
+    words = (*run_words, "--chat", "--input_text", "Who are you?")
+    messages = [{"role": "user", "content": "Who are you?"}]
+    expected = len(demo_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    assert result_of(*words)["outputs"][0]["input_tokens"] == expected
+    told = result_of(*words, "--system_text", "Be brief.")["outputs"][0]["input_tokens"]
+    # The template puts a longer system text where none is given.
+    assert told < expected
+
+
+def test_what_sampling_cannot_do(refused: Refused, run_words: tuple[Any, ...]) -> None:
+    words = (*run_words, "--input_text", "a")
+    assert "top_p is 0.0; allowed: above 0, up to 1" in refused(*words, "--top_p", "0")
+    assert "--num_beams 2; allowed: 1: there is no beam search yet" in refused(*words, "--num_beams", "2")
+    assert "--stop_words holds an empty text" in refused(*words, "--stop_words", "a", "")
+    assert "--bad_words holds an empty text" in refused(*words, "--bad_words", "")
+    assert "--end_id 49152; allowed: 0 to 49151, the model's ids" in refused(*words, "--end_id", "2", "49152")
+    assert "--system_text without --chat; add --chat" in refused(*words, "--system_text", "a")
+
+
+def test_a_folder_with_tokenizer_model_alone(
+    result_of: Result, random_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    from tests.runtime.small_sentencepiece import internlm1
+
+    model, folder = random_model_dir(vocab=420, max_positions=64), internlm1(tmp_path / "tokenizer")
+    assert main(["convert", "--model_dir", str(model), "--dtype", "float32", "-o", str(tmp_path / "checkpoint")]) == 0
+    words = ("run", "--checkpoint_dir", tmp_path / "checkpoint", "--tokenizer_dir", folder, "--max_output_len", "5")
+    (output,) = result_of(*words, "--chat", "--input_text", "再见<eoa>")["outputs"]
+    assert output["input_tokens"] > 20
+    assert len(output["output_ids"]) <= 5
+
+
+def test_a_stretched_model_takes_longer_texts(
+    result_of: Result, refused: Refused, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Convert, compare on windows beyond the model's own 512 positions, and run."""
+    words = ("convert", "--model_dir", tiny_model_dir, "--dtype", "float32", "--max_positions")
+    assert "max_positions 100; allowed: 512 to" in refused(*words, "100", "-o", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    checkpoint = tmp_path / "checkpoint"
+    assert main([*map(str, words), "600", "-o", str(checkpoint)]) == 0
+    compared = ("compare", "--model_dir", tiny_model_dir, "--checkpoint_dir", checkpoint, "--windows", "1")
+    assert main([*map(str, compared), "--window_len", "600"]) == 0
+    told = ("run", "--checkpoint_dir", checkpoint, "--tokenizer_dir", tiny_model_dir, "--input_text", "word " * 560)
+    assert len(result_of(*told, "--max_output_len", "20")["outputs"][0]["output_ids"]) == 20
+    fix = "convert the model with a larger max_positions"
+    assert fix in refused(*told[:-1], "word " * 700)
+    build = ("build", "--checkpoint_dir", checkpoint, "--max_positions", "900", "--output_dir", tmp_path / "e")
+    assert "asks for 900, but" in refused(*build)

@@ -83,3 +83,38 @@ def test_several_texts_on_a_terminal_are_interleaved() -> None:
 )
 def test_lines_are_cut_at_spaces(text: str, lines: list[str]) -> None:
     assert in_lines(text, 8) == lines
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_stream_ends_before_a_stop_and_shows_nothing_of_it(size: int) -> None:
+    """Whatever the tokens' size, the pieces together are the text before the stop."""
+
+    class Groups:
+        def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+            assert skip_special_tokens
+            return "".join(pieces[number] for number in ids)
+
+    text = "an answer. <e <en <end> and more"
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    stream, told = TextStream(Groups(), ["<end>", "never"]), ""
+    for number in range(len(pieces)):
+        told += stream.add(number)
+        assert "an answer. <e <en ".startswith(told)
+        if stream.stopped:
+            break
+    assert stream.stopped
+    assert told + stream.rest() == "an answer. <e <en "
+
+
+def test_what_only_looks_like_a_stop_is_shown_at_the_end() -> None:
+    stream = TextStream(Bytes(), ["<end>"])
+    assert "".join(stream.add(byte) for byte in b"a <en") == "a "
+    assert stream.rest() == "<en"
+    assert not stream.stopped
+
+
+def test_displays_tell_that_a_text_has_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    for display in (InOrder(Bytes(), ["One"], ["."]), Interleaved(Bytes(), ["One"], ["."])):
+        assert [display.add(0, byte) for byte in b"ab."] == [False, False, True]
+        display.close()
+        assert "ab\n" in capsys.readouterr().out

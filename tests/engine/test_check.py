@@ -11,13 +11,21 @@ import torch
 
 from tests.random_model import SMALL, random_weights
 from tests.tolerances import NETWORK_CHECK_RATIO
+from workbench.engine import check as check_module
 from workbench.engine.check import NOISE_FLOOR, CheckOptions, check_network
 from workbench.engine.kernels import collecting_logger
 from workbench.engine.network import DecoderNetwork, build_network
-from workbench.model.config import ModelConfig
+from workbench.model.config import ModelConfig, RopeScaling
 from workbench.model.internlm import InternLM
-from workbench.model.rotary import rotary_tables
-from workbench.model.weights import DenseWeight, Int8Weight, LayerWeights, ModelWeights, SmoothQuantWeight
+from workbench.model.rotary import rotary_tables, stretched
+from workbench.model.weights import (
+    DenseWeight,
+    Int4GroupWeight,
+    Int8Weight,
+    LayerWeights,
+    ModelWeights,
+    SmoothQuantWeight,
+)
 from workbench.recipe import BuildLimits
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -51,6 +59,33 @@ def test_per_token_smoothquant_passes(dtype: torch.dtype) -> None:
     weights = random_weights(DEEP, dtype, SmoothQuantWeight)
     check = check_network(trt, network_of(decoder(DEEP, weights), dtype))
     assert check, check.failures.to_string()
+
+
+@pytest.mark.parametrize("kind", [DenseWeight, Int4GroupWeight, SmoothQuantWeight])
+def test_weights_in_parts_give_the_same_verdict(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large weights are computed with a few rows at a time; the result may differ in the last bits of a sum."""
+    network = network_of(decoder(DEEP, random_weights(DEEP, torch.float16, kind)), torch.float16)
+    whole = check_network(trt, network).frame
+    monkeypatch.setattr(check_module, "CHUNK_VALUES", 7 * DEEP.hidden_size)
+    parts = check_network(trt, network).frame
+    assert list(parts["tap"]) == list(whole["tap"])
+    assert parts["passed"].all()
+    # Every sum is of the same products, so the reference itself stays.
+    assert parts["torch_error"].to_list() == pytest.approx(whole["torch_error"].to_list(), rel=0.2, abs=1e-6)
+
+
+LINEAR = dataclasses.replace(DEEP, rope_scaling=RopeScaling("linear", 4.0))
+STRETCHED = stretched(dataclasses.replace(DEEP, max_position_embeddings=32, rope_theta=5e7), 64)
+
+
+@pytest.mark.parametrize("config", [LINEAR, STRETCHED], ids=["linear", "stretched"])
+def test_scaled_rope_passes(config: ModelConfig) -> None:
+    """The network turns by the tables of the scaled model, and not by those of the plain one."""
+    weights = random_weights(config)
+    network = network_of(decoder(config, weights), torch.float32)
+    assert check_network(trt, network, CheckOptions(sample=False))
+    network.model.rotary = rotary_tables(DEEP, LIMITS.max_seq_len)
+    assert not check_network(trt, network, CheckOptions(sample=False))
 
 
 def _changed(weights: ModelWeights, layer: int, change: Callable[[LayerWeights], LayerWeights]) -> ModelWeights:

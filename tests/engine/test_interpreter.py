@@ -15,6 +15,7 @@ from workbench.engine import interpreter as interpreter_module
 from workbench.engine.interpreter import Interpreter, InterpreterError
 from workbench.engine.semantics import quantization
 from workbench.engine.semantics.quantization import broadcast_scale
+from workbench.model.numerics import pack_int4
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -192,6 +193,22 @@ def test_int4_values_must_fit(net: Net) -> None:
     net.constants = dict.fromkeys(net.constants, torch.full((2, 2), 8, dtype=torch.int8))
     with pytest.raises(InterpreterError, match=r"INT4 values reach 8\.\.8"):
         net.done(net.dequantize(tensor, net.constant(torch.ones(1, 2))))
+
+
+def test_int4_may_be_registered_packed(net: Net) -> None:
+    """Two values in a byte: the interpreter holds them so, and unpacks them where they are read."""
+    values = torch.arange(-8, 8, dtype=torch.int8).reshape(4, 4)
+    tensor = net.int4(values)
+    net.constants[next(iter(net.constants))] = pack_int4(values)
+    runner = net.done(net.dequantize(tensor, net.constant(torch.full((1, 4), 0.5))))
+    assert torch.equal(runner.run({})["y0"], values * 0.5)
+
+
+def test_packed_int4_must_be_as_declared(net: Net) -> None:
+    tensor = net.int4(torch.zeros(2, 4, dtype=torch.int8))
+    net.constants = {name: torch.zeros(2, 4, dtype=torch.uint8) for name in net.constants}
+    with pytest.raises(InterpreterError, match=r"the registered constant has shape \[2, 4\], declared \[2, 2\]"):
+        net.done(net.dequantize(tensor, net.constant(torch.ones(1, 4))))
 
 
 def test_constants_come_from_the_network_itself(net: Net) -> None:

@@ -10,12 +10,11 @@ import pytest
 from quantization.seen_ranges import ranges_of
 
 from workbench.bench.open_session import open_session
-from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified import load_checkpoint
 from workbench.engine import check
 from workbench.engine.build import BuildOptions
 from workbench.engine.folder import read_engine_config
-from workbench.engine.prepare import build_from_calibrated, build_from_model, fitting_limits
+from workbench.engine.prepare import build_from_calibrated, build_from_model
 from workbench.errors import BuildError, Cancelled, CheckpointError, GateError, RecipeError
 from workbench.progress import ProgressEvent
 from workbench.quantization.calibrated import CalibratedOptions, convert_calibrated
@@ -121,23 +120,3 @@ def test_a_failed_check_a_refused_build_and_a_stop_leave_nothing(
     with pytest.raises(GateError):
         build_from_model(model, INT8, tmp_path / "engine")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("positions", "stated", "limits", "fitted"),
-    [
-        (4096, (), (2048, 512), (2048, 512)),
-        (2048, (), (2048, 512), (1536, 512)),
-        (512, (), (2048, 512), (384, 128)),
-        (2048, ("max_input_len",), (1900, 512), (1900, 148)),
-        (2048, ("max_output_len",), (2048, 600), (1448, 600)),
-        (2048, ("max_input_len", "max_output_len"), (2048, 512), (2048, 512)),
-        (2048, ("max_input_len",), (2048, 512), (2048, 512)),
-        (2048, ("max_output_len",), (2048, 2048), (2048, 2048)),
-    ],
-)
-def test_limits_that_nobody_chose_fit_the_model(
-    model: Path, positions: int, stated: tuple[str, ...], limits: tuple[int, int], fitted: tuple[int, int]
-) -> None:
-    config = dataclasses.replace(HFCheckpoint.open(model).config, max_position_embeddings=positions)
-    assert fitting_limits(BuildLimits(8, *limits), config, frozenset(stated)) == BuildLimits(8, *fitted)

@@ -36,7 +36,7 @@ def measure(model: Path, out: Path) -> dict[str, float]:
     with Peak() as peak:
         calibrate(model, data, out, CalibrationOptions())
     return {
-        "source_bytes": sum(file.places[name].spec.bytes for name, file in source.files.items()),
+        "source_bytes": sum(file.specs[name].bytes for name, file in source.files.items()),
         "windows": WINDOWS,
         "peak_anonymous_bytes": peak.bytes - before,
         "allowed_bytes": 2_500_000_000,

@@ -1,8 +1,8 @@
 """Measure the anonymous memory of conversions: ``python tests/quantization/measure_conversion_memory.py``.
 
-Writes a random checkpoint of about 4 GB in InternLM-7B's widths, converts it in a fresh process for each kind, and
-prints one JSON line for each. Anonymous memory (RssAnon) leaves out pages of mapped files, which the system can drop at
-any time. Linux only.
+Writes random checkpoints of about 4 GB in the widths of InternLM-7B and InternLM2-7B, as shards of safetensors and of
+pytorch_model.bin, converts each in a fresh process for each kind, and prints one JSON line for each. Anonymous memory
+(RssAnon) leaves out pages of mapped files, which the system can drop at any time. Linux only.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.checkpoint.bin_folder import to_bin
 from workbench.checkpoint.demo import RandomModelSpec, write_random_model
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified_layout import linear_names, linear_shape, site_of
@@ -35,6 +39,7 @@ from workbench.recipe import Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe
 FOUR_GB = RandomModelSpec(
     layers=6, hidden=4096, heads=32, intermediate=11008, vocab=103168, dtype="float16", shard_bytes=2_000_000_000
 )
+FOUR_GB_2 = replace(FOUR_GB, format="internlm2", kv_heads=8, intermediate=14336, vocab=92544)
 RECIPES = {
     "int8": Recipe(dtype="bfloat16", weights=Int8WeightOnly(), keep=()),
     "int4_kv": Recipe(dtype="bfloat16", weights=Int4WeightOnly(), keep=(), kv_cache=Int8KVCache()),
@@ -44,6 +49,13 @@ RECIPES = {
 }
 CALIBRATED = CalibratedOptions("bfloat16", SmoothQuant())
 KINDS = (*RECIPES, "calibrated", "from_calibrated")
+# Source -> the model, whether it is turned into .bin files, and what it is converted to.
+SOURCES: dict[str, tuple[RandomModelSpec, bool, tuple[str, ...]]] = {
+    "internlm safetensors": (FOUR_GB, False, KINDS),
+    "internlm bin": (FOUR_GB, True, ("int8", "smoothquant_kv")),
+    "internlm2 safetensors": (FOUR_GB_2, False, ("int8", "smoothquant_kv")),
+    "internlm2 bin": (FOUR_GB_2, True, ("int8", "smoothquant_kv")),
+}
 
 
 def anonymous_bytes() -> int:
@@ -100,7 +112,7 @@ def measure(kind: str, model: Path, out: Path) -> dict[str, float | str]:
     """Convert ``model`` in this process and say what it took."""
     source = None if kind == "from_calibrated" else HFCheckpoint.open(model)
     ranges = ActivationRanges.load(model) if source is None else random_ranges(source)
-    sizes = [] if source is None else [file.places[name].spec.bytes for name, file in source.files.items()]
+    sizes = [] if source is None else [file.specs[name].bytes for name, file in source.files.items()]
     before, start = anonymous_bytes(), time.perf_counter()
     with Peak() as peak:
         plan = run(kind, model, out, ranges)
@@ -128,16 +140,25 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, help="measure one kind, with --model and --out")
     parser.add_argument("--model", type=Path, help="convert this folder instead of writing a random model")
     parser.add_argument("--out", type=Path, help="where the checkpoint goes; with --model")
+    parser.add_argument("--source", choices=SOURCES, help="measure one source alone")
     args = parser.parse_args()
     if args.kind:
         print(json.dumps(measure(args.kind, args.model, args.out)))
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_random_model(folder / "model", FOUR_GB)
-        for kind in KINDS:
-            model = folder / ("calibrated" if kind == "from_calibrated" else "model")
-            print(json.dumps(measure_in_fresh_process(kind, model, folder / kind)), flush=True)
+    for source in [args.source] if args.source else SOURCES:
+        with tempfile.TemporaryDirectory() as name:
+            measure_source(source, Path(name))
+
+
+def measure_source(source: str, folder: Path) -> None:
+    """Write one source and print what each of its conversions took."""
+    spec, as_bin, kinds = SOURCES[source]
+    write_random_model(folder / "model", spec)
+    if as_bin:
+        to_bin(folder / "model")
+    for kind in kinds:
+        model = folder / ("calibrated" if kind == "from_calibrated" else "model")
+        print(json.dumps({"source": source, **measure_in_fresh_process(kind, model, folder / kind)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tests.tolerances import TOLERANCE, relative_l2
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified import load_checkpoint, verify_checksum
 from workbench.errors import CheckpointError, RecipeError
+from workbench.model.rotary import stretched
 from workbench.model.weights import Int8Weight
 from workbench.progress import ProgressEvent
 from workbench.quantization.calibrated import (
@@ -227,3 +228,14 @@ def test_a_histogram_moves_with_its_maximum() -> None:
     assert moved.nonzero().tolist() == [[0, 1064], [1, 1128], [1, BINS - 1]]
     assert moved.sum(1).tolist() == [5, 7]
     assert torch.equal(scaled_histogram(counts, torch.ones(2)), counts)
+
+
+def test_more_positions_are_decided_by_the_first_step(model: Path, tmp_path: Path) -> None:
+    options = CalibratedOptions("float32", SMOOTHING, max_positions=8192)
+    first = convert_calibrated(model, tmp_path / "calibrated", ranges_of(model), options)
+    assert first.config == stretched(HFCheckpoint.open(model).config, 8192)
+    second = quantize_calibrated(tmp_path / "calibrated", Recipe(weights=Int8WeightOnly()), tmp_path / "int8")
+    assert (second.config, second.recipe.max_positions) == (first.config, 8192)
+    with pytest.raises(RecipeError, match=r"max_positions is 9000, but .*calibrated was converted with 8192; leave"):
+        quantize_calibrated(tmp_path / "calibrated", Recipe(max_positions=9000), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -20,7 +20,8 @@ from workbench.checkpoint.cast import WeightWarning
 from workbench.checkpoint.demo import write_random_model
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified import load_checkpoint
-from workbench.errors import Cancelled, CheckpointError, RecipeError
+from workbench.errors import Cancelled, CheckpointError, LimitError, RecipeError
+from workbench.model.rotary import stretched
 from workbench.model.weights import Int8Weight
 from workbench.progress import ProgressEvent
 from workbench.quantization import quantize
@@ -195,3 +196,16 @@ def test_smoothing_takes_the_memory_of_two_layers(four_gb_model: Path, tmp_path:
     figures = measure_in_fresh_process(kind, four_gb_model, tmp_path / "out")
     assert figures["peak_anonymous_bytes"] < 2.5e9
     assert figures["peak_anonymous_bytes"] < 1.2 * figures["planned_memory_bytes"]
+
+
+def test_more_positions_change_the_config_and_no_weight(random_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    model = random_model_dir(max_positions=64)
+    plain = convert(model, Recipe(dtype="float32"), tmp_path / "plain")
+    wide = convert(model, Recipe(dtype="float32", max_positions=128), tmp_path / "wide")
+    assert wide.config == stretched(plain.config, 128)
+    assert (tmp_path / "wide" / "rank0.safetensors").read_bytes() == (
+        tmp_path / "plain" / "rank0.safetensors"
+    ).read_bytes()
+    with pytest.raises(LimitError, match="max_positions 63; allowed: 64 to"):
+        convert(model, Recipe(max_positions=63), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

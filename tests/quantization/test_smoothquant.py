@@ -21,6 +21,7 @@ from workbench.quantization.smoothquant import SMALLEST_SCALE, SmoothedLayer, sm
 from workbench.recipe import SMOOTHING_GROUPS, SmoothQuant
 
 MODELS = {"v1": {}, "gqa": {"kv_heads": 2, "bias": False}, "gqa_bias": {"kv_heads": 1}}
+MODELS["mlp_bias"] = {"kv_heads": 2, "format": "internlm3", "bias": True}
 GROUPS = [*((group,) for group in SMOOTHING_GROUPS), tuple(SMOOTHING_GROUPS)]
 
 

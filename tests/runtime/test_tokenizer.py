@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.runtime.small_sentencepiece import internlm2
 from workbench.errors import CheckpointError
 from workbench.runtime.tokenizer import load_tokenizer
 
@@ -22,7 +26,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_tokenizer_says_which_file_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json; allowed: .*--tokenizer_dir"):
+    with pytest.raises(
+        CheckpointError, match=r"has no tokenizer\.json and no tokenizer\.model; allowed: .*--tokenizer_dir"
+    ):
         load_tokenizer(tmp_path)
 
 
@@ -31,3 +37,42 @@ def test_a_broken_tokenizer_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read") as raised:
         load_tokenizer(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+REMOTE = """
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    def encode(self, text, **_):
+        return [len(text)]
+"""
+
+
+def test_code_of_the_folder_runs_only_when_trusted(
+    demo_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(demo_model_dir / "tokenizer.json", folder)
+    (folder / "tokenization_own.py").write_text(REMOTE)
+    content = {
+        "auto_map": {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]},
+        "tokenizer_class": "OwnTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_tokenizer(folder).encode("First light") != [11]
+    with pytest.warns(UserWarning, match=r"running the Python code of the tokenizer in .*model, as trust_remote_code"):
+        assert load_tokenizer(folder, trust_remote_code=True).encode("First light") == [11]
+
+
+def test_tokenizer_json_comes_before_tokenizer_model(demo_model_dir: Path, tmp_path: Path) -> None:
+    folder = internlm2(tmp_path / "model")
+    assert len(load_tokenizer(folder)) == 420
+    shutil.copy(demo_model_dir / "tokenizer.json", folder)
+    assert len(load_tokenizer(folder)) > 40000

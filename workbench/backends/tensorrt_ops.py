@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.backends.tensorrt_types import trt_dtype
-from workbench.model.numerics import INT8_LIMIT, unpack_int4
+from workbench.model.numerics import INT8_LIMIT
 from workbench.model.ops import AttentionSpec, CacheUpdate, LayerCache, NewRows, Step, WholeCache
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, KVScales, LinearWeight, SmoothQuantWeight
 
@@ -30,15 +30,13 @@ class NetworkRecord:
     """What the network object itself cannot tell afterwards.
 
     Attributes:
-        constants: tensors by the name of their constant layer, INT4 as int8; TensorRT does not copy them, so they must
-            outlive it.
-        alive: memory of packed constants, which must outlive it too.
+        constants: tensors by the name of their constant layer, INT4 packed two in a byte; TensorRT does not copy them,
+            so they must outlive it.
         taps: name of the network tensor that carries each tap.
         linears: the weight type of each linear layer, by its name.
     """
 
     constants: dict[str, Tensor] = field(default_factory=dict)
-    alive: list[Tensor] = field(default_factory=list)
     taps: dict[str, str] = field(default_factory=dict)
     linears: dict[str, LinearWeight] = field(default_factory=dict)
 
@@ -271,8 +269,7 @@ class TensorRTOps:
         values = self.trt.Weights(self.trt.DataType.INT4, packed.data_ptr(), rows * columns)
         layer = self.network.add_constant((rows, columns), values)
         layer.name = f"{name}.weight"
-        self.record.alive.append(packed)
-        self.record.constants[layer.name] = unpack_int4(packed)
+        self.record.constants[layer.name] = packed
         scale = self._constant(f"{name}.weight_scale", scales.to(self.dtype))
         return self._dequantize(layer.get_output(0), scale, None, self._type)
 

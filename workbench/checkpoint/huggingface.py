@@ -1,49 +1,52 @@
-"""A Hugging Face folder of InternLM v1: which file holds a tensor, and the model's weights read from it.
+"""A Hugging Face folder of any InternLM version or a plain Llama: the model's weights, read from its files.
 
-Nothing is read until it is asked for. Names and shapes come from :mod:`workbench.checkpoint.hf_names`.
+Nothing is read until it is asked for. Tensors go by Llama's names, whatever the version calls them: names, shapes and
+where a version stores them come from :mod:`workbench.checkpoint.hf_names`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from workbench.checkpoint import hf_names
-from workbench.checkpoint.cast import cast
 from workbench.checkpoint.hf_config import CONFIG_FILE, read_model_config, ties_embeddings
-from workbench.checkpoint.json_fields import JsonFields
-from workbench.checkpoint.lazy_layers import LazyLayers
 from workbench.checkpoint.safetensors_layout import TensorSpec
-from workbench.checkpoint.safetensors_reader import SafetensorsFile
+from workbench.checkpoint.weight_files import WeightFile, find_weights
+from workbench.checkpoint.weight_source import WeightSource
+from workbench.checkpoint.wqkv import wqkv_pieces
 from workbench.errors import CheckpointError, nearest
 from workbench.model.config import ModelConfig
-from workbench.model.weights import DenseWeight, LayerWeights, ModelWeights
 
 __all__ = ["HFCheckpoint", "read_model_config"]
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# How many values of each tensor the fingerprint looks at.
+_FINGERPRINT_VALUES = 64
 
 
 @dataclass(frozen=True)
-class HFCheckpoint:
-    """An opened folder: its config is checked, its headers are read, its weights are not.
+class HFCheckpoint(WeightSource):
+    """An opened folder: its config is checked, its lists of tensors are read, its weights are not.
 
     Attributes:
         folder: where it is.
         config: the model's shape.
-        files: tensor name -> the file that holds it.
+        files: tensor, by the name under which it is stored -> the file that holds it.
         tied: the LM head is the embedding table where the folder holds no head of its own.
+        listing: the file that says which tensors there are.
     """
 
     folder: Path
     config: ModelConfig
-    files: dict[str, SafetensorsFile]
+    files: dict[str, WeightFile]
     tied: bool
+    listing: Path
 
     @classmethod
     def open(cls, folder: str | Path) -> HFCheckpoint:
@@ -54,140 +57,91 @@ class HFCheckpoint:
         """
         folder = Path(folder)
         config = read_model_config(folder)
-        return cls(folder, config, _find_tensors(folder), ties_embeddings(folder))
+        weights = find_weights(folder)
+        return cls(folder, config, weights.by_tensor, ties_embeddings(folder), weights.listing)
+
+    @property
+    def location(self) -> Path:
+        """The folder."""
+        return self.folder
+
+    @cached_property
+    def ignored(self) -> tuple[str, ...]:
+        """Stored tensors that the model does not have, in the order of the files; tables of RoPE are not counted."""
+        known = hf_names.stored_shapes(self.config)
+        return tuple(name for name in self.files if name not in known and not hf_names.is_rotary_buffer(name))
 
     def spec(self, name: str) -> TensorSpec:
-        """Element type and shape of a tensor, by its HF name, checked against the config.
+        """Element type and shape of a tensor, checked against the config.
 
         Raises:
             CheckpointError: the tensor is unknown or missing, has another shape, or is no float tensor.
         """
         shapes = hf_names.tensor_shapes(self.config)
         if name not in shapes:
-            raise CheckpointError(f"InternLM v1 has no tensor {name!r}", fix=nearest(name, shapes) or None)
-        stored = self._stored(name)
-        if stored not in self.files:
             raise CheckpointError(
-                f"{_list_of_tensors(self.folder)}: tensor {stored!r} is missing",
-                allowed=f"one of shape {list(shapes[name])}, as config.json says",
-                fix="fetch the file again, or the config.json that belongs to it",
+                f"{self.config.architecture} has no tensor {name!r}", fix=nearest(name, shapes) or None
             )
-        file = self.files[stored]
-        spec = file.places[stored].spec
-        if spec.shape != shapes[name]:
-            raise CheckpointError(
-                f"{file.path}: tensor {name!r} is {list(spec.shape)}",
-                allowed=f"{list(shapes[name])} by config.json",
-                fix="the weights and config.json belong to different models",
-            )
-        if not spec.dtype.is_floating_point:
-            raise CheckpointError(f"{file.path}: tensor {name!r} is {spec.dtype}", allowed="a float type")
-        return spec
+        return TensorSpec(self._stored_spec(self._place(name).name).dtype, shapes[name])
 
-    def tensor(self, name: str) -> Tensor:
-        """A tensor by its HF name, a view of the mapped file.
+    def pieces(self, name: str) -> list[Tensor]:
+        """The rows of a tensor as views of the mapped file; more than one where the file has them fused with others.
 
         Raises:
             CheckpointError: as :meth:`spec`.
         """
         self.spec(name)
-        stored = self._stored(name)
-        return self.files[stored].tensor(stored)
+        place = self._place(name)
+        stored = self.files[place.name].tensor(place.name)
+        return [stored] if place.part is None else wqkv_pieces(stored, self.config, place.part)
 
-    def path_of(self, name: str) -> Path:
-        """The file that holds a tensor, by its HF name."""
-        return self.files[self._stored(name)].path
-
-    def check(self) -> None:
-        """Check every tensor's presence, shape and type from the headers alone.
-
-        Raises:
-            CheckpointError: as :meth:`spec`, for the first tensor that fails.
-        """
-        for name in hf_names.tensor_shapes(self.config):
-            self.spec(name)
+    def describe(self, name: str) -> str:
+        """A tensor for messages: its file, and the name under which that has it."""
+        stored = self._place(name).name
+        return f"{self.files[stored].path}: tensor {stored!r}"
 
     def fingerprint(self) -> str:
-        """Which model this is: SHA-256 over the config, the weight files' headers and sizes, and tensors' starts."""
+        """Which model this is: SHA-256 over the config, the files' lists of tensors and sizes, and tensors' starts."""
         digest = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes())
         for file in sorted(set(self.files.values()), key=lambda file: file.path.name):
             digest.update(file.head + f"{file.path.name} {file.bytes}".encode())
-            for name in file.places:
-                # Trained models that share their headers differ in every tensor.
-                digest.update(file.tensor(name).flatten()[:64].view(torch.uint8).numpy().tobytes())
+            for name in file.specs:
+                # Trained models that share their lists differ in every tensor.
+                digest.update(_start(file.tensor(name)).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def layers(self, dtype: torch.dtype) -> LazyLayers:
-        """The decoder layers in ``dtype``, unquantized; each is read when it is indexed."""
-        return LazyLayers(self.config.num_layers, lambda layer: self._layer(layer, dtype))
+    def _place(self, name: str) -> hf_names.StoredPlace:
+        """Where the folder holds a tensor."""
+        place = hf_names.stored_place(self.config, name)
+        if name == hf_names.LM_HEAD and self.tied and place.name not in self.files:
+            return hf_names.stored_place(self.config, hf_names.EMBEDDING)
+        return place
 
-    def weights(self, dtype: torch.dtype) -> ModelWeights:
-        """The whole model in ``dtype``, unquantized; ``.layers`` reads a layer when it is indexed."""
-        return ModelWeights(
-            layers=self.layers(dtype),
-            embedding=self._cast(hf_names.EMBEDDING, dtype),
-            final_norm=self._cast(hf_names.FINAL_NORM, dtype),
-            lm_head=DenseWeight(self._cast(hf_names.LM_HEAD, dtype)),
-        )
-
-    def _layer(self, layer: int, dtype: torch.dtype) -> LayerWeights:
-        prefix = hf_names.layer_prefix(layer)
-        linears = {site: self._linear(prefix, site, dtype) for site in hf_names.LINEARS}
-        return LayerWeights(
-            attention_norm=self._cast(prefix + hf_names.ATTENTION_NORM, dtype),
-            qkv=linears["attention.qkv"],
-            o=linears["attention.o"],
-            mlp_norm=self._cast(prefix + hf_names.MLP_NORM, dtype),
-            gate_up=linears["mlp.gate_up"],
-            down=linears["mlp.down"],
-        )
-
-    def _linear(self, prefix: str, site: str, dtype: torch.dtype) -> DenseWeight:
-        names = [prefix + projection for projection in hf_names.LINEARS[site]]
-        weight = _joined([self._cast(f"{name}.weight", dtype) for name in names])
-        if not hf_names.has_bias(self.config, site):
-            return DenseWeight(weight)
-        return DenseWeight(weight, _joined([self._cast(f"{name}.bias", dtype) for name in names]))
-
-    def _cast(self, name: str, dtype: torch.dtype) -> Tensor:
-        return cast(self.tensor(name), dtype, f"{self.path_of(name)}: tensor {name!r}")
-
-    def _stored(self, name: str) -> str:
-        """The name under which the folder holds a tensor."""
-        tied = name == hf_names.LM_HEAD and self.tied and name not in self.files
-        return hf_names.EMBEDDING if tied else name
+    def _stored_spec(self, stored: str) -> TensorSpec:
+        """Element type and shape of a tensor by the name under which it is stored, checked against the config."""
+        shape = hf_names.stored_shapes(self.config)[stored]
+        if stored not in self.files:
+            raise CheckpointError(
+                f"{self.listing}: tensor {stored!r} is missing",
+                allowed=f"one of shape {list(shape)}, as config.json says",
+                fix="fetch the file again, or the config.json that belongs to it",
+            )
+        file = self.files[stored]
+        spec = file.specs[stored]
+        if spec.shape != shape:
+            raise CheckpointError(
+                f"{file.path}: tensor {stored!r} is {list(spec.shape)}",
+                allowed=f"{list(shape)} by config.json",
+                fix="the weights and config.json belong to different models",
+            )
+        if spec.dtype not in FLOATS:
+            allowed = f"a float type of {', '.join(map(str, FLOATS))}"
+            raise CheckpointError(f"{file.path}: tensor {stored!r} is {spec.dtype}", allowed=allowed)
+        return spec
 
 
-def _joined(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-def _list_of_tensors(folder: Path) -> Path:
-    """The file that says which tensors there are: the index of the shards, or the only file."""
-    index = folder / INDEX_FILE
-    return index if index.is_file() else folder / SINGLE_FILE
-
-
-def _find_tensors(folder: Path) -> dict[str, SafetensorsFile]:
-    path = _list_of_tensors(folder)
-    if path.name == INDEX_FILE:
-        return _from_index(folder)
-    if path.is_file():
-        file = SafetensorsFile(path)
-        return dict.fromkeys(file.places, file)
-    raise CheckpointError(f"{folder} has no weights", allowed=f"{SINGLE_FILE}, or {INDEX_FILE} and the files it names")
-
-
-def _from_index(folder: Path) -> dict[str, SafetensorsFile]:
-    index = JsonFields.read(folder / INDEX_FILE)
-    names = index.section("weight_map").content
-    files: dict[str, SafetensorsFile] = {}
-    for file_name in dict.fromkeys(names.values()):
-        # An index may come from anywhere: it must not make us read elsewhere on the disk.
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
-            raise CheckpointError(f"{index.path} names the file {file_name!r}", allowed="files of the same folder")
-        files[file_name] = SafetensorsFile(folder / file_name)
-    for name, file_name in names.items():
-        if name not in files[file_name].places:
-            raise CheckpointError(f"{folder / file_name}: tensor {name!r} is missing", allowed=f"{INDEX_FILE} names it")
-    return {name: files[file_name] for name, file_name in names.items()}
+def _start(tensor: Tensor) -> Tensor:
+    """The first values of a tensor, one after another."""
+    while not tensor.is_contiguous():
+        tensor = tensor[0]
+    return tensor.flatten()[:_FINGERPRINT_VALUES].contiguous()

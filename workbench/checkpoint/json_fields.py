@@ -7,11 +7,36 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import CheckpointError
+
+MAX_INTEGER = 2**31 - 1
+# Far more than any index of shards; what is larger is no file of settings.
+MAX_BYTES = 100_000_000
+
+
+def parse_json(text: bytes) -> Any:
+    """What JSON in UTF-8 says; a name that stands twice in one object is refused, since nothing says which one counts.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON, nested too deeply, has a number of too many digits, or a name twice.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice[:80]!r} stands twice")
+    return content
 
 
 class JsonFields:
@@ -31,15 +56,17 @@ class JsonFields:
         """The object that a file holds.
 
         Raises:
-            CheckpointError: the file is missing, is not JSON, or holds something else than an object.
+            CheckpointError: the file is missing, too large, not JSON, or holds something else than an object.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.is_file():
             inner = path.parent / "1-gpu"
             fix = f"give {inner}" if (inner / path.name).is_file() else "give the folder of a complete checkpoint"
-            raise CheckpointError(f"{path} is missing", fix=fix) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{path} is missing", fix=fix)
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes", allowed=f"up to {MAX_BYTES:,}")
+        try:
+            content = parse_json(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read as JSON ({error})", fix="fetch or write it again") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} holds a {type(content).__name__}", allowed="a JSON object")
@@ -55,11 +82,13 @@ class JsonFields:
             raise self.wrong(name, "an object")
         return JsonFields(self.path, value, f"{self.prefix}{name}.")
 
-    def integer(self, name: str, default: int | None = None, *, minimum: int = 1) -> int:
-        """A whole number of at least ``minimum``."""
+    def integer(self, name: str, default: int | None = None, *, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
+        """A whole number from ``minimum`` to ``maximum``."""
         value = self.content[name] if name in self else default
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.wrong(name, f"a whole number from {minimum}")
+        if value > maximum:
+            raise self.wrong(name, f"a whole number from {minimum} to {maximum}")
         return value
 
     def optional_integer(self, name: str) -> int | None:
@@ -70,15 +99,14 @@ class JsonFields:
         """One whole number from 0 or a list of them; an absent field is an empty list."""
         value = self.content.get(name)
         items = [] if value is None else value if isinstance(value, list) else [value]
-        if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in items):
+        if any(isinstance(item, bool) or not isinstance(item, int) or not 0 <= item <= MAX_INTEGER for item in items):
             raise self.wrong(name, "a whole number from 0, or a list of them")
         return tuple(items)
 
     def positive(self, name: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self.content[name] if name in self else default
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is None or not is_number or not math.isfinite(value) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_positive(value):
             raise self.wrong(name, "a number above 0")
         return float(value)
 
@@ -105,5 +133,22 @@ class JsonFields:
 
     def wrong(self, name: str, expected: str) -> CheckpointError:
         """The error for a field that is not what it must be."""
-        found = repr(self.content[name])[:80] if name in self.content else "nothing"
+        found = _shown(self.content[name]) if name in self.content else "nothing"
         return CheckpointError(f"{self.path}: {self.prefix}{name} is {found}", allowed=expected)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value; what JSON can hold may be too long, or too deep, to be written whole."""
+    if isinstance(value, int) and abs(value) > 10**80:
+        return f"a whole number of about {int(value.bit_length() * math.log10(2))} digits"
+    try:
+        return repr(value)[:80]
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__}"
+
+
+def _is_positive(value: float) -> bool:
+    try:
+        return math.isfinite(value) and value > 0
+    except OverflowError:  # a whole number that no float holds
+        return False

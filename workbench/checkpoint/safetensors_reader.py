@@ -6,7 +6,6 @@ A tensor is a view of the mapped file: reading one takes no memory until its val
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import struct
 from collections.abc import Sequence
@@ -17,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.checkpoint.json_fields import parse_json
 from workbench.checkpoint.safetensors_layout import DTYPES, LENGTH_BYTES, MAX_HEADER_BYTES, TensorPlace, TensorSpec
 from workbench.checkpoint.safetensors_writer import combine_checksums
 from workbench.errors import CheckpointError
 
 _AGAIN = "fetch or write the file again"
+MAX_DIMENSIONS, MAX_NAME = 8, 500
+_MAX_OFFSET = 2**63 - 1
 
 
 class SafetensorsFile:
@@ -31,6 +33,7 @@ class SafetensorsFile:
         path, bytes: where it is and how large.
         head: the bytes before the first tensor.
         places: every tensor's place, in the order of the file.
+        specs: every tensor's element type and shape, in that order.
 
     Raises:
         CheckpointError: the file is missing, shorter than its header states, or not in the format.
@@ -43,10 +46,12 @@ class SafetensorsFile:
         self.bytes = path.stat().st_size
         self.head = _read_head(path, self.bytes)
         self.places = _places(path, self.head)
-        end = max((place.stop for place in self.places.values()), default=len(self.head))
-        if end > self.bytes:
+        self.specs = {name: place.spec for name, place in self.places.items()}
+        end = _end(path, self.places, len(self.head))
+        if end != self.bytes:
+            fault = "truncated" if end > self.bytes else "too long"
             raise CheckpointError(
-                f"{path} is truncated: it has {self.bytes} bytes", allowed=f"{end} bytes by its header", fix=_AGAIN
+                f"{path} is {fault}: it has {self.bytes} bytes", allowed=f"{end} bytes by its header", fix=_AGAIN
             )
         self._map: mmap.mmap | None = None
 
@@ -108,19 +113,51 @@ def _read_head(path: Path, file_bytes: int) -> bytes:
 def _places(path: Path, head: bytes) -> dict[str, TensorPlace]:
     """Every tensor's place, in the order of the file."""
     try:
-        header = json.loads(head[LENGTH_BYTES:])
-        places = {name: _place(entry, len(head)) for name, entry in header.items() if name != "__metadata__"}
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has a header that cannot be read ({error!r})", fix=_AGAIN) from error
-    return dict(sorted(places.items(), key=lambda item: item[1].start))
+        header = parse_json(head[LENGTH_BYTES:])
+        if not isinstance(header, dict):
+            raise ValueError(f"it holds a {type(header).__name__}")
+        places = {name: _place(name, entry, len(head)) for name, entry in header.items() if name != "__metadata__"}
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a header that cannot be read ({error})", fix=_AGAIN) from error
+    return dict(sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)))
 
 
-def _place(entry: dict[str, Any], data_start: int) -> TensorPlace:
-    spec = TensorSpec(DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"]))
-    first, last = entry["data_offsets"]
-    if first < 0 or last - first != spec.bytes:
-        raise ValueError(f"offsets {first} to {last} for {spec}")
-    return TensorPlace(spec, data_start + first)
+def _place(name: str, entry: Any, data_start: int) -> TensorPlace:
+    """One entry of the header.
+
+    Raises:
+        ValueError: it is not what the format allows.
+    """
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a tensor's name has {len(name):,} letters, more than {MAX_NAME}")
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+        raise ValueError(f"tensor {name!r} lacks dtype, shape or data_offsets")
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"tensor {name!r} has dtype {str(dtype)[:40]!r}, not one of {', '.join(DTYPES)}")
+    shape, offsets = _sizes(name, entry["shape"]), _sizes(name, entry["data_offsets"])
+    spec = TensorSpec(DTYPES[dtype], shape)
+    if len(offsets) != 2 or offsets[1] - offsets[0] != spec.bytes:
+        raise ValueError(f"tensor {name!r} has offsets {list(offsets)} for {spec}")
+    return TensorPlace(spec, data_start + offsets[0])
+
+
+def _sizes(name: str, values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or len(values) > MAX_DIMENSIONS:
+        raise ValueError(f"tensor {name!r} has a shape or offsets that are no list of up to {MAX_DIMENSIONS} numbers")
+    if not all(type(value) is int and 0 <= value <= _MAX_OFFSET for value in values):
+        raise ValueError(f"tensor {name!r} has a shape or offsets with something else than whole numbers from 0")
+    return tuple(values)
+
+
+def _end(path: Path, places: dict[str, TensorPlace], start: int) -> int:
+    """Where the last tensor ends; the format has them follow one another."""
+    for name, place in places.items():
+        if place.start != start:
+            fault = "overlaps the tensor before it" if place.start < start else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {name!r} {fault}", allowed=f"byte {start} as its start", fix=_AGAIN)
+        start = place.stop
+    return start
 
 
 def _digest(file: Any, place: TensorPlace, block_bytes: int = 1 << 24) -> bytes:

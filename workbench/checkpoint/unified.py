@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from workbench.checkpoint import unified_layout as layout
+from workbench.checkpoint.dummy import DummyTensors, dummy_bytes
 from workbench.checkpoint.hf_config import CONFIG_FILE
 from workbench.checkpoint.json_fields import JsonFields
 from workbench.checkpoint.lazy_layers import LazyLayers
@@ -42,6 +45,7 @@ class Checkpoint:
         state: "dense", "calibrated" (dense, with ranges: it can still be quantized) or "quantized".
         smoothing: what is folded into the weights; None for nothing. Its granularities say nothing.
         fingerprint: which model it was made from.
+        held_bytes: memory that the weights take once they are read; 0 where they are mapped from files.
     """
 
     folder: Path
@@ -52,6 +56,7 @@ class Checkpoint:
     state: str = DENSE
     smoothing: SmoothQuant | None = None
     fingerprint: str = ""
+    held_bytes: int = 0
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -73,28 +78,50 @@ def load_checkpoint(folder: str | Path, rank: int = 0) -> Checkpoint:
     config = read_unified_config(folder)
     if not 0 <= rank < len(config.rank_checksums):
         raise CheckpointError(f"{folder} has no rank {rank}", allowed=f"0 to {len(config.rank_checksums) - 1}")
-    file = SafetensorsFile(folder / rank_file(rank))
-    _check_tensors(file, config)
     return Checkpoint(
         folder,
         config.model,
         config.recipe,
-        _Reader(file, config).weights(),
+        _Reader(_tensors(folder, config, rank), config).weights(),
         config_checksum(folder),
         state=config.state,
         smoothing=config.smoothing,
         fingerprint=config.source.get("fingerprint", ""),
+        held_bytes=_held_bytes(config),
     )
 
 
+class _Tensors(Protocol):
+    """One rank's tensors: those of a file, or dummies."""
+
+    @property
+    def places(self) -> Mapping[str, Any]: ...
+    def tensor(self, name: str) -> Tensor: ...
+    def stacked(self, names: Sequence[str]) -> Tensor: ...
+
+
+def _tensors(folder: Path, config: UnifiedConfig, rank: int) -> _Tensors:
+    if config.dummy_seed is not None:
+        return DummyTensors(layout.checkpoint_tensors(config.model, config.recipe), config.dummy_seed)
+    file = SafetensorsFile(folder / rank_file(rank))
+    _check_tensors(file, config)
+    return file
+
+
+def _held_bytes(config: UnifiedConfig) -> int:
+    return 0 if config.dummy_seed is None else dummy_bytes(layout.checkpoint_tensors(config.model, config.recipe))
+
+
 def verify_checksum(folder: str | Path) -> None:
-    """Read every byte of a checkpoint and compare it with the checksums in its config.
+    """Read every byte of a checkpoint and compare it with the checksums in its config; dummy weights have no bytes.
 
     Raises:
         CheckpointError: a file is not what was written.
     """
     folder = Path(folder)
     config = read_unified_config(folder)
+    if config.dummy_seed is not None:
+        return
     checksums = {rank_file(rank): checksum for rank, checksum in enumerate(config.rank_checksums)}
     for name, expected in (checksums | config.ranges_checksum).items():
         found = SafetensorsFile(folder / name).checksum()
@@ -116,9 +143,9 @@ def _check_tensors(file: SafetensorsFile, config: UnifiedConfig) -> None:
 
 
 class _Reader:
-    """Tensors of one rank's file -> weights."""
+    """Tensors of one rank -> weights."""
 
-    def __init__(self, file: SafetensorsFile, config: UnifiedConfig) -> None:
+    def __init__(self, file: _Tensors, config: UnifiedConfig) -> None:
         self.file, self.config = file, config
 
     def weights(self) -> ModelWeights:

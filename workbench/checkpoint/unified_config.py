@@ -14,11 +14,12 @@ from workbench.checkpoint.hf_config import CONFIG_FILE, write_json
 from workbench.checkpoint.json_fields import JsonFields
 from workbench.checkpoint.unified_layout import linear_names
 from workbench.errors import CheckpointError, RecipeError
-from workbench.model.config import ModelConfig
+from workbench.model.config import DYNAMIC, LINEAR, ModelConfig, RopeScaling
 from workbench.recipe import DTYPES, Int4WeightOnly, Int8WeightOnly, Recipe, SmoothQuant
 
 FORMAT_VERSION = 1
 KIND = "checkpoint"
+DUMMY_SEED = "dummy_seed"
 DENSE, CALIBRATED, QUANTIZED = "dense", "calibrated", "quantized"
 _AGAIN = "convert the model again: workbench convert"
 
@@ -30,7 +31,8 @@ class UnifiedConfig:
     Attributes:
         model: the decoder's shape.
         recipe: what the checkpoint was converted by.
-        source: what it was converted from: ``fingerprint``, a SHA-256 over the source's config and headers.
+        source: what it was converted from: ``fingerprint``, a SHA-256 over the source's config and headers; of a
+            checkpoint whose weights no file holds, ``dummy_seed`` too.
         rank_checksums: the writer's checksum of each ``rankN.safetensors``.
         smoothing: what is folded into the weights: alpha and groups; granularities do not matter.
         ranges_checksum: file name -> checksum of the ranges that a calibrated checkpoint carries, else empty.
@@ -42,6 +44,12 @@ class UnifiedConfig:
     rank_checksums: tuple[str, ...]
     smoothing: SmoothQuant | None = None
     ranges_checksum: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dummy_seed(self) -> int | None:
+        """What the weights are drawn from where no file holds them; None for a checkpoint with files."""
+        seed = self.source.get(DUMMY_SEED)
+        return None if seed is None else int(seed)
 
     @property
     def state(self) -> str:
@@ -74,7 +82,7 @@ def write_unified_config(folder: Path, config: UnifiedConfig) -> None:
         "max_position_embeddings": model.max_position_embeddings,
         "hidden_act": "silu",
         "rotary_base": model.rope_theta,
-        "rotary_scaling": None,
+        "rotary_scaling": _scaling_to(model.rope_scaling),
         "norm_epsilon": model.norm_epsilon,
         "attn_bias": model.qkv_bias,
         "use_parallel_embedding": False,
@@ -88,6 +96,7 @@ def write_unified_config(folder: Path, config: UnifiedConfig) -> None:
             "state": config.state,
             "weight_packing": "plain",
             "output_bias": model.output_bias,
+            "mlp_bias": model.mlp_bias,
             "bos_token_id": model.bos_token_id,
             "pad_token_id": model.pad_token_id,
             "eos_token_ids": list(model.eos_token_ids),
@@ -129,6 +138,10 @@ def quant_algo(recipe: Recipe) -> str | None:
             return f"W8A8_SQ_{weight}_{activation}_plugin".upper()
 
 
+def _scaling_to(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    return None if scaling is None else {"type": scaling.kind, "factor": scaling.factor}
+
+
 def _smoothing_to(smoothing: SmoothQuant | None) -> dict[str, Any] | None:
     if smoothing is None or not smoothing.groups:
         return None
@@ -158,7 +171,7 @@ def read_unified_config(folder: Path) -> UnifiedConfig:
     return UnifiedConfig(
         model=_model(fields, ours),
         recipe=_recipe(fields, ours),
-        source={key: str(value) for key, value in ours.section("source").content.items()},
+        source=_source(ours.section("source")),
         rank_checksums=ours.texts("rank_checksums"),
         smoothing=_smoothing(ours),
         ranges_checksum=_ranges_checksum(ours),
@@ -185,10 +198,30 @@ def _model(fields: JsonFields, ours: JsonFields) -> ModelConfig:
         max_position_embeddings=fields.integer("max_position_embeddings"),
         qkv_bias=fields.boolean("attn_bias"),
         output_bias=ours.boolean("output_bias"),
+        mlp_bias=ours.boolean("mlp_bias", default=False),
         bos_token_id=ours.optional_integer("bos_token_id"),
         pad_token_id=ours.optional_integer("pad_token_id"),
         eos_token_ids=ours.integers("eos_token_ids"),
+        rope_scaling=_scaling(fields),
     )
+
+
+def _scaling(fields: JsonFields) -> RopeScaling | None:
+    if "rotary_scaling" not in fields:
+        return None
+    section = fields.section("rotary_scaling")
+    kind = section.text("type", allowed=(LINEAR, DYNAMIC))
+    factor = section.positive("factor")
+    if factor < 1:
+        raise section.wrong("factor", "a number from 1")
+    return RopeScaling(kind, factor)
+
+
+def _source(section: JsonFields) -> dict[str, str]:
+    source = {key: str(value) for key, value in section.content.items()}
+    if not source.get(DUMMY_SEED, "0").isdecimal():
+        raise section.wrong(DUMMY_SEED, "a whole number from 0")
+    return source
 
 
 def _smoothing(ours: JsonFields) -> SmoothQuant | None:

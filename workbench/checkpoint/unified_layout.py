@@ -77,14 +77,15 @@ def checkpoint_tensors(config: ModelConfig, recipe: Recipe) -> dict[str, TensorS
         tensors[prefix + ATTENTION_NORM] = norm
         tensors[prefix + MLP_NORM] = norm
         for site in LINEARS:
-            tensors.update(_linear_tensors(config, recipe, f"layers.{layer}.{site}"))
+            tensors.update(linear_tensors(config, recipe, f"layers.{layer}.{site}"))
         tensors.update({prefix + name: spec for name, spec in _layer_scales(config, recipe, layer).items()})
     tensors[FINAL_NORM] = norm
-    tensors.update(_linear_tensors(config, recipe, LM_HEAD))
+    tensors.update(linear_tensors(config, recipe, LM_HEAD))
     return tensors
 
 
-def _linear_tensors(config: ModelConfig, recipe: Recipe, linear: str) -> dict[str, TensorSpec]:
+def linear_tensors(config: ModelConfig, recipe: Recipe, linear: str) -> dict[str, TensorSpec]:
+    """The tensors that store one linear layer, named as :func:`linear_names` names it."""
     prefixes, site = stored_prefixes(linear), site_of(linear)
     rows, columns = linear_shape(config, site)
     shape = (rows // len(prefixes), columns)

@@ -1,4 +1,4 @@
-"""``workbench build``: a checkpoint, a calibrated one or a model -> a TensorRT engine whose network was checked."""
+"""``workbench build``: a checkpoint, a calibrated one, a model or dummy weights -> a checked TensorRT engine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ from typing import TYPE_CHECKING
 
 from workbench.cli.amounts import size
 from workbench.cli.command import Command, Outcome, UsageError
+from workbench.cli.dummy_flags import (
+    add_dummy_flags,
+    described,
+    dummy_config,
+    require_no_preset,
+    sizes_of_the_model,
+)
 from workbench.cli.original_flags import add_original_flags, check_ranks, explained, to_recipe_flags
 from workbench.cli.progress_bars import ProgressBars
 from workbench.cli.recipe_flags import GivenRecipe, add_recipe_flags, destination_of, flag_of, given_recipe
+from workbench.model.presets import DEFAULT_PRESET
 from workbench.recipe import Recipe
 
 if TYPE_CHECKING:
     from workbench.engine.build import BuildOptions, BuildReport
-    from workbench.engine.needs import BuildNeeds
+    from workbench.engine.needs import BuildJob, BuildNeeds
     from workbench.model.config import ModelConfig
     from workbench.progress import Reporter
 
-VERIFY = ("full", "sample", "off")
+VERIFY = ("auto", "full", "sample", "off")
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +42,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         choices=VERIFY,
-        default="full",
-        help="execute the network on the CPU and compare it with the model: all layers, some, or not (default: full)",
+        default="auto",
+        help="execute the network on the CPU and compare it with the model: all layers, the first, the middle and the "
+        "last, or none (default: all up to a billion parameters, some beyond)",
     )
     parser.add_argument("--force", action="store_true", help="replace ENG")
+    parser.add_argument("--ignore_memory", action="store_true", help="build even if memory is said not to suffice")
+    add_dummy_flags(parser, default=DEFAULT_PRESET)
     add_recipe_flags(parser, default="as converted")
     add_original_flags(parser)
 
@@ -47,12 +58,8 @@ def _run(args: argparse.Namespace) -> Outcome:
     notes = [*to_recipe_flags(args), *explained(args)]
     if args.checkpoint_dir is not None and args.ft_model_dir is not None:
         raise UsageError("--checkpoint_dir and --ft_model_dir are both given", fix="give one of them")
-    if args.checkpoint_dir is not None:
-        source = _as_it_is(args)
-    elif args.ft_model_dir is not None:
-        source = _from_calibrated(args)
-    else:
-        source = _from_model(args)
+    source = _source(args)
+    notes += source.notes
     recipe = _fitted(source, notes)
     notes = [*map(str, source.given.replacements), *notes]
     for note in notes:
@@ -61,9 +68,10 @@ def _run(args: argparse.Namespace) -> Outcome:
     from workbench.engine.build import BuildOptions
     from workbench.engine.needs import build_needs
 
-    needs = build_needs(source.config, recipe, args.verify, with_checkpoint=args.checkpoint_dir is None)
-    _announce(needs)
-    options = BuildOptions(limits=recipe.build, verify=args.verify, force=args.force)
+    job = source.job(recipe)
+    needs = build_needs(job)
+    _announce(job, needs)
+    options = BuildOptions(recipe.build, args.verify, force=args.force, ignore_memory=args.ignore_memory)
     with ProgressBars() as progress:
         report = source.build(recipe, options, progress)
     _print(report)
@@ -81,17 +89,39 @@ class _Source:
     Attributes:
         given: the recipe, of the file and the flags.
         config: the model's sizes.
+        job: what building by a recipe means for the machine.
         build: builds the engine by that recipe.
+        notes: what a person should know of it.
     """
 
     given: GivenRecipe
     config: ModelConfig
+    job: Callable[[Recipe], BuildJob]
     build: Callable[[Recipe, BuildOptions, Reporter], BuildReport]
+    notes: tuple[str, ...] = ()
+
+
+def _source(args: argparse.Namespace) -> _Source:
+    """Whatever is named, and dummy weights where nothing is."""
+    if args.checkpoint_dir is not None:
+        require_no_preset(args, "--checkpoint_dir")
+        source = _as_it_is(args)
+    elif args.ft_model_dir is not None:
+        require_no_preset(args, "--ft_model_dir")
+        source = _from_calibrated(args)
+    else:
+        given = given_recipe(args)
+        if not given.recipe.model:
+            return _from_dummy(args, given)
+        require_no_preset(args, "--model_dir")
+        source = _from_model(args, given)
+    return replace(source, notes=tuple(sizes_of_the_model(args)))
 
 
 def _as_it_is(args: argparse.Namespace) -> _Source:
     from workbench.checkpoint.unified import load_checkpoint
     from workbench.engine.build import build_engine
+    from workbench.engine.needs import BuildJob
 
     checkpoint = load_checkpoint(args.checkpoint_dir)
     given = given_recipe(args, base=checkpoint.recipe)
@@ -99,6 +129,7 @@ def _as_it_is(args: argparse.Namespace) -> _Source:
     return _Source(
         replace(given, recipe=replace(given.recipe, model=checkpoint.recipe.model)),
         checkpoint.config,
+        lambda recipe: BuildJob(checkpoint.config, recipe, args.verify, held_bytes=checkpoint.held_bytes),
         lambda _, how, report: build_engine(args.checkpoint_dir, args.output_dir, how, report),
     )
 
@@ -108,7 +139,7 @@ def _from_calibrated(args: argparse.Namespace) -> _Source:
         raise UsageError("--ft_model_dir and --model_dir are both given", fix="give one of them")
 
     from workbench.checkpoint.unified import load_checkpoint
-    from workbench.engine.prepare import build_from_calibrated, require_calibrated
+    from workbench.engine.prepare import build_from_calibrated, build_job, require_calibrated
 
     checkpoint = load_checkpoint(args.ft_model_dir)
     given = given_recipe(args, base=checkpoint.recipe)
@@ -121,33 +152,46 @@ def _from_calibrated(args: argparse.Namespace) -> _Source:
     return _Source(
         given,
         checkpoint.config,
+        lambda recipe: build_job(checkpoint.config, recipe, args.verify, dummy=False),
         lambda recipe, how, report: build_from_calibrated(args.ft_model_dir, recipe, args.output_dir, how, report),
     )
 
 
-def _from_model(args: argparse.Namespace) -> _Source:
-    given = given_recipe(args)
-    model = given.recipe.model
-    if not model:
-        raise UsageError(
-            "nothing to build from is named",
-            allowed="--checkpoint_dir, --ft_model_dir or --model_dir",
-            fix="for an engine of random weights make a model first: workbench demo-model OUT --random",
-        )
-
+def _from_model(args: argparse.Namespace, given: GivenRecipe) -> _Source:
     from workbench.checkpoint.huggingface import HFCheckpoint
-    from workbench.engine.prepare import build_from_model
+    from workbench.engine.prepare import build_from_model, build_job
+    from workbench.model.rotary import stretched
 
+    model = given.recipe.model
+    config = stretched(HFCheckpoint.open(model).config, given.recipe.max_positions)
     return _Source(
         given,
-        HFCheckpoint.open(model).config,
+        config,
+        lambda recipe: build_job(config, recipe, args.verify, dummy=False),
         lambda recipe, how, report: build_from_model(model, recipe, args.output_dir, how, report),
+    )
+
+
+def _from_dummy(args: argparse.Namespace, given: GivenRecipe) -> _Source:
+    """As the original does where no checkpoint is named."""
+    from workbench.engine.prepare import build_from_dummy, build_job
+    from workbench.model.rotary import stretched
+
+    config = dummy_config(args, DEFAULT_PRESET)
+    assert config is not None
+    config = stretched(config, given.recipe.max_positions)
+    return _Source(
+        given,
+        config,
+        lambda recipe: build_job(config, recipe, args.verify, dummy=True),
+        lambda recipe, how, report: build_from_dummy(config, recipe, args.output_dir, how, report),
+        (f"no model is named: {described(args, DEFAULT_PRESET)}",),
     )
 
 
 def _fitted(source: _Source, notes: list[str]) -> Recipe:
     """The recipe with limits that the model has positions for; says where they were lowered."""
-    from workbench.engine.prepare import fitting_limits
+    from workbench.runtime.limits import fitting_limits
 
     recipe, stated = source.given.recipe, {name for section, name in source.given.stated if section == "build"}
     limits = fitting_limits(recipe.build, source.config, frozenset(stated))
@@ -177,12 +221,19 @@ def _require_as_converted(given: GivenRecipe, converted: Recipe, args: argparse.
         )
 
 
-def _announce(needs: BuildNeeds) -> None:
-    checking = f", {size(needs.check_bytes)} of it to check the network" if needs.check_bytes else ""
-    print(
-        f"plan: needs {size(needs.disk_bytes)} on disk and about {size(needs.memory_bytes)} of memory{checking}",
-        flush=True,
-    )
+def _announce(job: BuildJob, needs: BuildNeeds) -> None:
+    from workbench.engine.needs import OFF, SAMPLE, how_verified, sampled_layers
+
+    verify, layers = how_verified(job.config, job.verify), job.config.num_layers
+    shares = []
+    if verify != OFF:
+        checked = len(sampled_layers(layers)) if verify == SAMPLE else layers
+        check = f"{size(needs.check_bytes)} to check {checked} of {layers} layers and the head"
+        shares.append(f"{check}, then {size(needs.builder_bytes)} for the builder")
+    if needs.held_bytes:
+        shares.append(f"{size(needs.held_bytes)} for dummy weights")
+    told = f"plan: needs {size(needs.disk_bytes)} on disk and about {size(needs.memory_bytes)} of memory"
+    print(": ".join([told, ", and ".join(shares)]) if shares else told, flush=True)
 
 
 def _print(report: BuildReport) -> None:
@@ -218,6 +269,7 @@ COMMAND = Command(
 workbench build --model_dir demo/model --dtype float16 --use_weight_only --output_dir demo/engine
 workbench build --ft_model_dir demo/sq/1-gpu --use_smooth_quant --per_token --per_channel --output_dir demo/engine
 workbench build --checkpoint_dir demo/checkpoint --output_dir demo/engine --targets sm86 sm89 --max_batch_size 4
+workbench build --preset internlm-7b --n_layer 4 --use_weight_only --output_dir demo/dummy
 """,
     add_flags=_add_flags,
     run=_run,

@@ -40,7 +40,8 @@ def _run(args: argparse.Namespace) -> Outcome:
     options = CalibrationOptions(args.dtype, args.device, args.batch, args.chunk, args.rows)
     counts = WindowCounts(args.samples, args.length, args.tune_samples)
     check_target(args.output_dir, force=args.force)
-    data = calibration_windows(load_tokenizer(args.model_dir), text_source(args), counts)
+    tokenizer = load_tokenizer(args.model_dir, trust_remote_code=args.trust_remote_code)
+    data = calibration_windows(tokenizer, text_source(args), counts)
     tune_samples = 0 if data.tune is None else len(data.tune)
     start = time.perf_counter()
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.cli.command import UsageError
+from workbench.cli.tokenizer_flags import add_trust_flag
 
 if TYPE_CHECKING:
     from workbench.quantization.calibration_data import TextSource
@@ -21,6 +22,7 @@ def add_text_flags(group: Any) -> None:
     group.add_argument("--dataset_dir", metavar="DIR", help="where downloads are kept")
     group.add_argument("--samples", type=int, default=128, help="windows of tokens to see (default: 128)")
     group.add_argument("--length", type=int, default=512, help="tokens in each (default: 512)")
+    add_trust_flag(group)
 
 
 def add_pace_flags(group: Any) -> None:

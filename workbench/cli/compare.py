@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from workbench.cli.command import Command, Outcome, UsageError
 from workbench.cli.progress_bars import ProgressBars
+from workbench.cli.tokenizer_flags import add_trust_flag
 
 if TYPE_CHECKING:
     from workbench.evaluation.layer_diff import LayerDiff
@@ -21,9 +22,8 @@ FILES = {"csv": "every tap as CSV", "parquet": "every tap as Parquet", "png": "t
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_dir", type=Path, required=True, metavar="M", help="Hugging Face checkpoint")
     parser.add_argument("--checkpoint_dir", type=Path, required=True, metavar="CKPT", help="what 'convert' made of it")
-    parser.add_argument(
-        "--tokenizer_dir", type=Path, metavar="M", help="folder with tokenizer.json (default: --model_dir)"
-    )
+    parser.add_argument("--tokenizer_dir", type=Path, metavar="M", help="of another tokenizer (default: --model_dir)")
+    add_trust_flag(parser)
     parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text (default: Python's language reference)")
     parser.add_argument("--windows", type=int, default=4, metavar="N", help="windows of the text (default: 4)")
     parser.add_argument("--window_len", type=int, default=256, metavar="N", help="tokens in each (default: 256)")
@@ -45,6 +45,7 @@ def _run(args: argparse.Namespace) -> Outcome:
         length=args.window_len,
         float64=args.float64,
         tokenizer_dir=args.tokenizer_dir,
+        trust_remote_code=args.trust_remote_code,
     )
     with ProgressBars() as report:
         diff = compare_folders(args.model_dir, args.checkpoint_dir, options, report)

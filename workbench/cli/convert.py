@@ -1,11 +1,11 @@
-"""``workbench convert``: a Hugging Face checkpoint -> our unified checkpoint, quantized by a recipe or calibrated."""
+"""``workbench convert``: a model, or dummy weights -> our unified checkpoint, quantized by a recipe or calibrated."""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli.amounts import count, size
 from workbench.cli.calibration_flags import add_pace_flags, add_text_flags, check_text_flags, text_source
 from workbench.cli.command import Command, Outcome, UsageError
+from workbench.cli.dummy_flags import add_dummy_flags, described, dummy_model, require_no_preset, sizes_of_the_model
 from workbench.cli.progress_bars import ProgressBars
 from workbench.cli.recipe_flags import GivenRecipe, add_recipe_flags, destination_of, given_recipe
 from workbench.recipe import SmoothQuant
 
 if TYPE_CHECKING:
+    from workbench.checkpoint.dummy_model import DummyModel
     from workbench.checkpoint.unified import Checkpoint
     from workbench.quantization.calibrated import CalibratedOptions
     from workbench.quantization.convert import ConversionPlan
@@ -54,6 +56,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_text_flags(text)
     add_pace_flags(text)
     add_recipe_flags(parser)
+    add_dummy_flags(parser)
 
 
 def _run(args: argparse.Namespace) -> Outcome:
@@ -63,26 +66,41 @@ def _run(args: argparse.Namespace) -> Outcome:
         print(replacement)
     if args.processes is not None:
         print(f"-p {args.processes}: one process streams the model layer by layer, on torch's own threads")
-    if not given.recipe.model:
-        raise UsageError("no model is named", fix="give --model_dir, or 'model:' in the recipe")
+    model = _model(args, given.recipe.model)
     if args.smoothquant is None and not args.calibrate_kv_cache:
-        return _convert(args, given)
-    return _convert_calibrated(args, given)
+        return _convert(args, given, model)
+    return _convert_calibrated(args, given, model)
 
 
-def _convert(args: argparse.Namespace, given: GivenRecipe) -> Outcome:
+def _model(args: argparse.Namespace, folder: str) -> str | DummyModel:
+    """The model's folder, or dummy weights."""
+    if folder:
+        require_no_preset(args, "--model_dir")
+        for line in sizes_of_the_model(args):
+            print(line)
+        return folder
+    dummy = dummy_model(args)
+    if dummy is None:
+        raise UsageError(
+            "no model is named", fix="give --model_dir, 'model:' in the recipe, or --preset for dummy weights"
+        )
+    print(described(args))
+    return dummy
+
+
+def _convert(args: argparse.Namespace, given: GivenRecipe, model: str | DummyModel) -> Outcome:
     """Everything is decided: quantize."""
     from workbench.quantization.convert import convert, plan_conversion, ranges_needed_for
 
     recipe, out = given.recipe, args.output_dir
-    plan = plan_conversion(recipe.model, recipe)
+    plan = plan_conversion(model, recipe)
     _announce(plan, out, force=args.force)
     needed_for = ranges_needed_for(recipe)
     if needed_for is None and args.ranges is not None:
         print("--ranges: nothing in the recipe needs them")
     start = time.perf_counter()
-    with _ranges(args, recipe.model, needed_for) as ranges, ProgressBars() as report:
-        checkpoint = convert(recipe.model, recipe, out, ranges=ranges, force=args.force, report=report)
+    with _ranges(args, model, needed_for) as ranges, ProgressBars() as report:
+        checkpoint = convert(model, recipe, out, ranges=ranges, force=args.force, report=report)
     seconds = time.perf_counter() - start
     weights = f"{recipe.weights.kind} weights, the rest in " if recipe.weights else ""
     cache = f", {recipe.kv_cache.kind} KV cache" if recipe.kv_cache else ""
@@ -90,11 +108,11 @@ def _convert(args: argparse.Namespace, given: GivenRecipe) -> Outcome:
     return _outcome(given, plan, checkpoint, seconds)
 
 
-def _convert_calibrated(args: argparse.Namespace, given: GivenRecipe) -> Outcome:
+def _convert_calibrated(args: argparse.Namespace, given: GivenRecipe, model: str | DummyModel) -> Outcome:
     """Smoothing is folded in and ranges are kept; how to quantize is decided by 'build'."""
     from workbench.quantization.calibrated import convert_calibrated, plan_calibrated
 
-    model, out = given.recipe.model, args.output_dir / ONE_RANK_FOLDER
+    out = args.output_dir / ONE_RANK_FOLDER
     options = _calibrated_options(args, given)
     needed_for = "smoothing" if options.smoothing else "an INT8 KV cache"
     plan = _plan_before_ranges(model, given)
@@ -110,7 +128,7 @@ def _convert_calibrated(args: argparse.Namespace, given: GivenRecipe) -> Outcome
     return _outcome(given, plan, checkpoint, seconds)
 
 
-def _plan_before_ranges(model: str, given: GivenRecipe) -> ConversionPlan:
+def _plan_before_ranges(model: str | DummyModel, given: GivenRecipe) -> ConversionPlan:
     """What the weights alone will need, and the memory that smoothing takes; the ranges are small beside them."""
     from workbench.quantization.convert import plan_conversion
 
@@ -131,8 +149,9 @@ def _calibrated_options(args: argparse.Namespace, given: GivenRecipe) -> Calibra
             fix=f"leave {flag} out to quantize now, or leave the quantization to 'build'",
         )
     if args.smoothquant is None:
-        return CalibratedOptions(given.recipe.dtype)
-    return CalibratedOptions(given.recipe.dtype, replace(chosen or SmoothQuant(), alpha=args.smoothquant))
+        return CalibratedOptions(given.recipe.dtype, max_positions=given.recipe.max_positions)
+    smoothing = replace(chosen or SmoothQuant(), alpha=args.smoothquant)
+    return CalibratedOptions(given.recipe.dtype, smoothing, given.recipe.max_positions)
 
 
 def _announce(plan: ConversionPlan, out: Path, *, force: bool) -> None:
@@ -145,11 +164,21 @@ def _announce(plan: ConversionPlan, out: Path, *, force: bool) -> None:
         f"and about {size(plan.memory_bytes)} of memory",
         flush=True,
     )
+    if plan.ignored:
+        print(f"ignored, since the model has no such tensors: {_listed(plan.ignored)}")
+
+
+def _listed(names: Sequence[str], shown: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - shown} more (--json lists all)" if len(names) > shown else ""
+    return ", ".join(map(repr, names[:shown])) + more
 
 
 @contextmanager
-def _ranges(args: argparse.Namespace, model: str, needed_for: str | None) -> Iterator[ActivationRanges | None]:
-    """The ranges that are given, or those of a calibration now; None where none are needed."""
+def _ranges(
+    args: argparse.Namespace, model: str | DummyModel, needed_for: str | None
+) -> Iterator[ActivationRanges | None]:
+    """The ranges that are given, those of a calibration now, or dummies; None where none are needed."""
     if needed_for is None:
         yield None
         return
@@ -157,6 +186,12 @@ def _ranges(args: argparse.Namespace, model: str, needed_for: str | None) -> Ite
 
     if args.ranges is not None:
         yield ActivationRanges.load(args.ranges)
+        return
+    if not isinstance(model, str):
+        from workbench.quantization.dummy_ranges import dummy_ranges
+
+        print(f"{needed_for} needs ranges: dummies too")
+        yield dummy_ranges(model)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield _calibrated_now(args, model, needed_for, Path(folder) / "ranges")
@@ -169,7 +204,8 @@ def _calibrated_now(args: argparse.Namespace, model: str, needed_for: str, folde
 
     options = CalibrationOptions(device=args.device, batch=args.batch, chunk=args.chunk)
     counts = WindowCounts(args.samples, args.length, tune=0)
-    data = calibration_windows(load_tokenizer(model), text_source(args), counts)
+    tokenizer = load_tokenizer(model, trust_remote_code=args.trust_remote_code)
+    data = calibration_windows(tokenizer, text_source(args), counts)
     print(
         f"{needed_for} needs ranges: calibrating with {args.samples} x {args.length} tokens of {data.dataset} "
         "('workbench calibrate' and --ranges keep them)",
@@ -189,6 +225,7 @@ def _outcome(given: GivenRecipe, plan: ConversionPlan, checkpoint: Any, seconds:
             "recipe": checkpoint.recipe.to_dict(),
             "replaced": list(map(str, given.replacements)),
             "parameters": plan.parameters,
+            "ignored_tensors": plan.ignored,
             "disk_bytes": plan.disk_bytes,
             "memory_bytes": plan.memory_bytes,
             "kv_bytes_per_token": _kv_bytes(checkpoint),
@@ -249,6 +286,7 @@ COMMAND = Command(
 workbench convert --model_dir demo/model --recipe data/recipes/int8_weight_only.yaml -o demo/checkpoint
 workbench convert --model_dir demo/model --weights smoothquant --kv_cache int8 --ranges demo/ranges -o demo/w8a8
 workbench convert -i demo/model -o demo/sq0.5 -sq 0.5 -kv -t fp16
+workbench convert --preset internlm2-7b --n_layer 2 --weights int4 -o demo/dummy
 """,
     add_flags=_add_flags,
     run=_run,

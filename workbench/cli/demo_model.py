@@ -1,4 +1,4 @@
-"""``workbench demo-model``: the embedded model, or a random one, as an InternLM v1 checkpoint."""
+"""``workbench demo-model``: the embedded model, or a random one, as a checkpoint of any InternLM version."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from workbench.cli.command import Command, Outcome, UsageError
 from workbench.cli.progress_bars import ProgressBars
 
+VERSIONS = {"internlm": "InternLM v1", "internlm2": "InternLM2", "internlm3": "InternLM3", "llama": "Llama"}
+FORMATS = tuple(VERSIONS)
 # Flags of --random, and what each is; the defaults stand in RandomModelSpec.
 RANDOM_FLAGS: dict[str, str] = {
     "layers": "decoder layers",
@@ -26,6 +28,12 @@ RANDOM_FLAGS: dict[str, str] = {
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--force", action="store_true", help="replace OUT")
+    parser.add_argument(
+        "--format",
+        default=FORMATS[0],
+        metavar="{" + ",".join(FORMATS) + "}",
+        help="in whose layout: InternLM v1, InternLM2, InternLM3 or Llama (default: internlm)",
+    )
     group = parser.add_argument_group("random models (no tokenizer)")
     group.add_argument("--random", action="store_true", help="random weights instead of the embedded model")
     for name, text in RANDOM_FLAGS.items():
@@ -33,8 +41,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype", dest="random_dtype", metavar="{float32,float16,bfloat16}", help="element type of the tensors"
     )
+    biases = group.add_mutually_exclusive_group()
+    biases.add_argument(
+        "--bias", dest="random_bias", action="store_const", const=True, help="q, k, v and o carry a bias (as v1's do)"
+    )
+    biases.add_argument("--no_bias", dest="random_bias", action="store_const", const=False, help="they carry none")
     group.add_argument(
-        "--no_bias", dest="random_bias", action="store_const", const=False, help="q, k, v and o carry no bias"
+        "--tied", dest="random_tied", action="store_const", const=True, help="the LM head is the embedding table"
     )
 
 
@@ -42,7 +55,9 @@ def _run(args: argparse.Namespace) -> Outcome:
     chosen = {name.removeprefix("random_"): value for name, value in vars(args).items() if name.startswith("random_")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if chosen and not args.random:
-        flags = ", ".join(f"--{name}" if name != "bias" else "--no_bias" for name in chosen)
+        flags = ", ".join(
+            "--no_bias" if (name, value) == ("bias", False) else f"--{name}" for name, value in chosen.items()
+        )
         raise UsageError(f"{flags} without --random", fix="add --random, or leave it out: the embedded model is fixed")
     start = time.perf_counter()
 
@@ -50,24 +65,27 @@ def _run(args: argparse.Namespace) -> Outcome:
 
     with ProgressBars() as report:
         if args.random:
-            write_random_model(args.out, RandomModelSpec(**chosen), force=args.force, report=report)
+            spec = RandomModelSpec(**chosen, format=args.format)
+            write_random_model(args.out, spec, force=args.force, report=report)
             written = True
         else:
-            written = write_demo_model(args.out, force=args.force, report=report)
+            written = write_demo_model(args.out, format=args.format, force=args.force, report=report)
     seconds = time.perf_counter() - start
     if written:
-        kind = "a random model" if args.random else "the demo model (SmolLM2-135M-Instruct as InternLM v1)"
+        kind = "a random model" if args.random else f"the demo model (SmolLM2-135M-Instruct as {VERSIONS[args.format]})"
         print(f"wrote {kind} to {args.out} in {seconds:.1f} s")
     else:
         print(f"{args.out} already holds the demo model")
-    return Outcome({"model_dir": args.out, "random": args.random, "written": written, "seconds": seconds})
+    result = {"model_dir": args.out, "format": args.format, "random": args.random}
+    return Outcome({**result, "written": written, "seconds": seconds})
 
 
 COMMAND = Command(
     name="demo-model",
-    summary="Write the embedded demo model, or a small random one, as an InternLM v1 checkpoint.",
+    summary="Write the embedded demo model, or a small random one, as a checkpoint of any InternLM version.",
     example="""
 workbench demo-model demo/model
+workbench demo-model demo/model2 --format internlm2
 workbench demo-model /tmp/tiny --random --layers 2 --hidden 64 --heads 4 --kv_heads 2
 """,
     add_flags=_add_flags,

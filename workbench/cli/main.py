@@ -30,6 +30,7 @@ from workbench.errors import Cancelled, GateError, WorkbenchError, nearest
 # In the order in which a person meets them. Each module holds one COMMAND.
 MODULES = {
     "demo-model": "workbench.cli.demo_model",
+    "plan": "workbench.cli.plan",
     "calibrate": "workbench.cli.calibrate",
     "convert": "workbench.cli.convert",
     "build": "workbench.cli.build",

@@ -40,7 +40,6 @@ class Mapped:
 
 _FUSED = "attention is always one fused operation; TensorRT chooses its kernel"
 _GEMM = "TensorRT's own GEMM: there are no plugins"
-_FROM_MODEL = "read from the model's config.json"
 _ONE_RANK = "nothing to spread: one rank holds the whole model"
 MAPPED = {
     "use_gpt_attention_plugin": Mapped(_FUSED, "?"),
@@ -63,13 +62,6 @@ MAPPED = {
     "enable_debug_output": Mapped("'workbench compare' shows every layer's output, in any checkpoint"),
     "visualize": Mapped("the outcome lists each linear layer and how it was compiled"),
     "strongly_typed": Mapped("networks are always strongly typed"),
-    **{
-        name: Mapped(_FROM_MODEL, 1)
-        for name in (
-            *("vocab_size", "n_layer", "n_positions", "n_embd", "n_head", "n_kv_head", "inter_size"),
-            *("hidden_act", "rms_norm_eps", "rotary_base"),
-        )
-    },
 }
 
 

@@ -1,4 +1,4 @@
-"""``workbench run``: texts in, greedy texts out, from an engine or a checkpoint."""
+"""``workbench run``: texts or chat messages in, texts out, from an engine or a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workbench.cli.command import Command, Outcome
-from workbench.cli.text_stream import display_for
+from workbench.cli.command import Command, Outcome, UsageError
+from workbench.cli.sampling_flags import add_sampling_flags, check_sampling_flags, sampling_options
+from workbench.cli.text_stream import before_stops, display_for
+from workbench.cli.tokenizer_flags import add_trust_flag
 
 if TYPE_CHECKING:
+    from workbench.runtime.sampling import SamplingOptions
     from workbench.runtime.session import Session
+    from workbench.runtime.tokenizer import Tokenizer
 
 BACKENDS = ("auto", "cpu", "torch", "tensorrt")
 # Stands in --output_npy after the end of a shorter row; no token has this id.
@@ -25,8 +30,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--engine_dir", type=Path, metavar="ENG", help="engine folder (a checkpoint folder will do)")
     where.add_argument("--checkpoint_dir", type=Path, metavar="CKPT", help="checkpoint folder")
-    parser.add_argument("--tokenizer_dir", type=Path, required=True, metavar="M", help="folder with tokenizer.json")
+    parser.add_argument(
+        "--tokenizer_dir", type=Path, required=True, metavar="M", help="folder with tokenizer.json or tokenizer.model"
+    )
+    add_trust_flag(parser)
     parser.add_argument("--input_text", nargs="+", required=True, metavar="TEXT", help="one prompt or several")
+    parser.add_argument("--chat", action="store_true", help="each TEXT is a message that a chat model answers")
+    parser.add_argument("--system_text", metavar="TEXT", help="with --chat: what the model is told before")
     parser.add_argument(
         "--max_output_len",
         type=int,
@@ -40,19 +50,23 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"write the new token ids as int64 [texts, longest]; {NO_TOKEN} fills shorter rows",
     )
+    add_sampling_flags(parser)
 
 
 def _run(args: argparse.Namespace) -> Outcome:
+    _check(args)
+
     from workbench.bench.open_session import open_session
     from workbench.runtime.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(args.tokenizer_dir)
-    prompts = [list(map(int, tokenizer.encode(text))) for text in args.input_text]
+    tokenizer = load_tokenizer(args.tokenizer_dir, trust_remote_code=args.trust_remote_code)
+    sampling = sampling_options(args, tokenizer)
     opened = open_session(args.engine_dir or args.checkpoint_dir, args.backend)
     try:
         print(opened.reason, flush=True)
+        prompts = _prompts(args, tokenizer, opened.session)
         start = time.perf_counter()
-        rows = _generate(opened.session, tokenizer, prompts, args)
+        rows = _generate(opened.session, tokenizer, prompts, sampling, args)
         seconds = time.perf_counter() - start
     finally:
         opened.session.close()
@@ -60,16 +74,39 @@ def _run(args: argparse.Namespace) -> Outcome:
     print(f"\n{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.1f} tokens/s with the prompt")
     if args.output_npy is not None:
         _write_npy(args.output_npy, rows)
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    texts = [before_stops(tokenizer.decode(row, skip_special_tokens=True), args.stop_words) for row in rows]
     outputs = [
         {"input_text": prompt, "input_tokens": len(ids), "output_text": text, "output_ids": row}
         for prompt, ids, text, row in zip(args.input_text, prompts, texts, rows, strict=True)
     ]
     result = {"backend": opened.session.backend, "reason": opened.reason, "outputs": outputs, "seconds": seconds}
-    return Outcome(result)
+    return Outcome(result | {"sampling": asdict(sampling)})
 
 
-def _generate(session: Session, tokenizer: Any, prompts: list[list[int]], args: argparse.Namespace) -> list[list[int]]:
+def _check(args: argparse.Namespace) -> None:
+    check_sampling_flags(args)
+    if args.system_text is not None and not args.chat:
+        raise UsageError("--system_text without --chat", fix="add --chat, or put the words into --input_text")
+
+
+def _prompts(args: argparse.Namespace, tokenizer: Tokenizer, session: Session) -> list[list[int]]:
+    """The ids of every text: as it is, or as what a user says to a chat model."""
+    if not args.chat:
+        return [list(map(int, tokenizer.encode(text))) for text in args.input_text]
+    from workbench.runtime.chat import Message, chat_ids
+
+    before = [] if args.system_text is None else [Message("system", args.system_text)]
+    architecture = session.config.architecture
+    return [chat_ids(tokenizer, [*before, Message("user", text)], architecture) for text in args.input_text]
+
+
+def _generate(
+    session: Session,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    sampling: SamplingOptions,
+    args: argparse.Namespace,
+) -> list[list[int]]:
     """Generate, and show every text as it comes."""
     from workbench.runtime.generate import generate
     from workbench.runtime.limits import check_output_len, check_prompts
@@ -77,10 +114,23 @@ def _generate(session: Session, tokenizer: Any, prompts: list[list[int]], args: 
     check_prompts(prompts, session.config, session.limits)
     output_len = _output_len(session, max(map(len, prompts)), args.max_output_len)
     check_output_len(max(map(len, prompts)), output_len, session.config, session.limits)
-    display = display_for(tokenizer, args.input_text, terminal=sys.stdout.isatty())
-    rows = generate(session, prompts, output_len, on_token=display.add)
+    display = display_for(tokenizer, args.input_text, args.stop_words, terminal=sys.stdout.isatty())
+    ends = _end_ids(args, tokenizer, session)
+    rows = generate(session, prompts, output_len, eos_token_ids=ends, on_token=display.add, sampling=sampling)
     display.close()
     return rows
+
+
+def _end_ids(args: argparse.Namespace, tokenizer: Tokenizer, session: Session) -> tuple[int, ...]:
+    """Ids that end a text: those asked for, else the model's own and, in a chat, those that end a turn."""
+    from workbench.runtime.chat import stop_ids
+
+    if args.end_id is None:
+        return (*session.config.eos_token_ids, *(stop_ids(tokenizer) if args.chat else ()))
+    for number in args.end_id:
+        if not 0 <= number < session.config.vocab_size:
+            raise UsageError(f"--end_id {number}", allowed=f"0 to {session.config.vocab_size - 1}, the model's ids")
+    return tuple(args.end_id)
 
 
 def _output_len(session: Session, longest_prompt: int, asked: int | None) -> int:
@@ -109,10 +159,11 @@ def _write_npy(path: Path, rows: Sequence[Sequence[int]]) -> None:
 
 COMMAND = Command(
     name="run",
-    summary="Generate text, greedily, from an engine or a checkpoint.",
+    summary="Generate text from an engine or a checkpoint, greedily or by sampling.",
     example="""
 workbench run --engine_dir demo/engine --tokenizer_dir demo/model --input_text "The capital of France is"
 workbench run --checkpoint_dir demo/checkpoint --tokenizer_dir demo/model --input_text "One" "Two" --max_output_len 16
+workbench run --engine_dir demo/engine --tokenizer_dir demo/model --chat --input_text "Who are you?" --top_p 0.9
 """,
     add_flags=_add_flags,
     run=_run,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli.command import Command, Outcome, UsageError
 from workbench.cli.progress_bars import ProgressBars
 from workbench.cli.run import BACKENDS
+from workbench.cli.tokenizer_flags import add_trust_flag
 
 if TYPE_CHECKING:
     from workbench.evaluation.summarization import Article, Interval, Summaries, SummarizationOptions
@@ -24,6 +25,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine_dir", type=Path, metavar="ENG", help="engine folder (a checkpoint folder will do)")
     parser.add_argument("--hf_model_dir", type=Path, metavar="M", help="Hugging Face checkpoint")
     parser.add_argument("--tokenizer_dir", type=Path, metavar="M", help="(default: --hf_model_dir)")
+    add_trust_flag(parser)
     parser.add_argument(
         "--data_type", choices=tuple(DATA_TYPES), default="fp16", help="of Hugging Face (default: fp16)"
     )
@@ -57,7 +59,7 @@ def _run(args: argparse.Namespace) -> Outcome:
     from workbench.runtime.tokenizer import load_tokenizer
 
     options = SummarizationOptions(args.output_len, args.max_input_length, args.batch_size, args.eval_ppl)
-    tokenizer = load_tokenizer(args.tokenizer_dir or args.hf_model_dir)
+    tokenizer = load_tokenizer(args.tokenizer_dir or args.hf_model_dir, trust_remote_code=args.trust_remote_code)
     articles = read_articles(args.dataset, args.max_ite, split=args.split, cache_dir=args.dataset_dir)
     if len(articles) < args.max_ite:
         print(f"--max_ite {args.max_ite}: {args.dataset} has {len(articles)} articles")

@@ -12,17 +12,27 @@ class TextStream:
 
     Args:
         tokenizer: anything with ``decode(ids)``.
+        stops: texts before which this one ends.
+
+    Attributes:
+        stopped: one of them has come.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._stops = stops
         self._ids: list[int] = []
         self._told = ""
+        self.stopped = False
 
     def add(self, token: int) -> str:
-        """The text that this id makes certain; empty inside a character of several tokens."""
+        """The text that this id makes certain; empty inside a character of several tokens, or inside a stop."""
         self._ids.append(token)
-        text = self._decode()
+        whole = self._decode()
+        text = before_stops(whole, self._stops)
+        self.stopped = text != whole
+        if not self.stopped:
+            text = text[: len(text) - _begun(text, self._stops)]
         # A character cut in two shows as U+FFFD until its last token comes.
         if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(self._told):
             return ""
@@ -31,7 +41,7 @@ class TextStream:
 
     def rest(self) -> str:
         """What was held back to the end."""
-        text = self._decode()
+        text = before_stops(self._decode(), self._stops)
         return text[len(self._told) :] if text.startswith(self._told) else ""
 
     def _decode(self) -> str:
@@ -39,11 +49,27 @@ class TextStream:
         return text
 
 
+def before_stops(text: str, stops: Sequence[str]) -> str:
+    """A text up to the first stop in it."""
+    return text[: min((place for place in map(text.find, stops) if place >= 0), default=len(text))]
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of a text may yet turn out to be a stop."""
+    longest = max(map(len, stops), default=1) - 1
+    endings = (text[len(text) - size :] for size in range(min(longest, len(text)), 0, -1))
+    return next((len(ending) for ending in endings if any(stop.startswith(ending) for stop in stops)), 0)
+
+
 class Display(Protocol):
     """Shows prompts and what is generated after them."""
 
-    def add(self, row: int, token: int) -> None:
-        """One new id of one row; rows take turns, as :func:`workbench.runtime.generate.generate` tells them."""
+    def add(self, row: int, token: int) -> bool:
+        """One new id of one row; rows take turns, as :func:`workbench.runtime.generate.generate` tells them.
+
+        Returns:
+            Whether the row's text has come to a stop.
+        """
         ...
 
     def close(self) -> None:
@@ -51,24 +77,25 @@ class Display(Protocol):
         ...
 
 
-def display_for(tokenizer: Any, prompts: Sequence[str], *, terminal: bool) -> Display:
+def display_for(tokenizer: Any, prompts: Sequence[str], stops: Sequence[str] = (), *, terminal: bool) -> Display:
     """Line by line for several texts on a terminal, else one text after the other. The prompts are shown at once."""
-    return Interleaved(tokenizer, prompts) if terminal and len(prompts) > 1 else InOrder(tokenizer, prompts)
+    kind = Interleaved if terminal and len(prompts) > 1 else InOrder
+    return kind(tokenizer, prompts, stops)
 
 
 class InOrder:
     """One text below the other: the first as it comes, each later one as soon as those above it have ended."""
 
-    def __init__(self, tokenizer: Any, prompts: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, prompts: Sequence[str], stops: Sequence[str] = ()) -> None:
         several = len(prompts) > 1
         self._headers = [f"[{number}] {text}" if several else text for number, text in enumerate(prompts, start=1)]
-        self._streams = [TextStream(tokenizer) for _ in prompts]
+        self._streams = [TextStream(tokenizer, stops) for _ in prompts]
         self._held = ["" for _ in prompts]
         self._counts = [0 for _ in prompts]
         self._current = 0
         self._begin()
 
-    def add(self, row: int, token: int) -> None:
+    def add(self, row: int, token: int) -> bool:
         self._held[row] += self._streams[row].add(token)
         self._counts[row] += 1
         # A row that a later one has overtaken has ended.
@@ -76,6 +103,7 @@ class InOrder:
             self._end()
         if row == self._current:
             self._flush()
+        return self._streams[row].stopped
 
     def close(self) -> None:
         while self._current < len(self._streams):
@@ -103,11 +131,14 @@ class Interleaved:
     Args:
         tokenizer: anything with ``decode(ids)``.
         prompts: the texts that are continued.
+        stops: texts before which each ends.
         columns: width of a whole line; None takes the terminal's.
     """
 
-    def __init__(self, tokenizer: Any, prompts: Sequence[str], columns: int | None = None) -> None:
-        self._streams = [TextStream(tokenizer) for _ in prompts]
+    def __init__(
+        self, tokenizer: Any, prompts: Sequence[str], stops: Sequence[str] = (), columns: int | None = None
+    ) -> None:
+        self._streams = [TextStream(tokenizer, stops) for _ in prompts]
         self._open = ["" for _ in prompts]
         columns = shutil.get_terminal_size().columns if columns is None else columns
         self._width = max(20, columns - len(f"[{len(prompts)}] "))
@@ -116,9 +147,10 @@ class Interleaved:
             print(f"[{number}] {text}")
         print(flush=True)
 
-    def add(self, row: int, token: int) -> None:
+    def add(self, row: int, token: int) -> bool:
         *full, self._open[row] = in_lines(self._open[row] + self._streams[row].add(token), self._width)
         self._show(row, full)
+        return self._streams[row].stopped
 
     def close(self) -> None:
         for row, stream in enumerate(self._streams):

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from workbench.checkpoint.available_memory import give_back
 from workbench.checkpoint.output_folder import ENGINE, check_output, output_folder
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.engine.check import CheckOptions, NetworkCheck, check_network
@@ -31,6 +32,7 @@ from workbench.engine.kernels import (
     error_messages,
     parse_kernels,
 )
+from workbench.engine.needs import AUTO, OFF, SAMPLE, VERIFY, BuildJob, build_needs, how_verified, require_build_memory
 from workbench.engine.network import DecoderNetwork, add_profiles, build_network
 from workbench.engine.product import RTX, Product, product_for_building
 from workbench.engine.progress import BuilderThread, make_monitor
@@ -42,8 +44,6 @@ from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.convert import check_apart
 from workbench.recipe import BuildLimits, Recipe
 
-VERIFY = ("full", "sample", "off")
-
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -51,13 +51,16 @@ class BuildOptions:
 
     Attributes:
         limits: in place of those in the checkpoint's recipe; None keeps them.
-        verify: "full" executes the whole network on the CPU, "sample" a few layers and the head, "off" nothing.
+        verify: "full" executes the whole network on the CPU, "sample" the first, the middle and the last layer and the
+            head, "off" nothing; "auto" is "full" for models of up to a billion parameters, and "sample" beyond.
         force: replace an existing output folder.
+        ignore_memory: build even where the memory is said not to suffice.
     """
 
     limits: BuildLimits | None = None
-    verify: str = "full"
+    verify: str = AUTO
     force: bool = False
+    ignore_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def build_engine(
 
     Raises:
         CheckpointError: the checkpoint cannot be read, the output exists, or the disk is too small.
+        ResourceError: this machine has too little memory for it.
         BackendError: no TensorRT here. BuildError: TensorRT refused. GateError: the network failed its check.
         OSError: the plan cannot be written.
         Cancelled, KeyboardInterrupt: the build was stopped; nothing is left.
@@ -146,9 +150,13 @@ def build_engine(
     output = Path(output_dir)
     checkpoint = load_checkpoint(checkpoint_dir)
     check_apart(checkpoint.folder, output)
-    needed = _weight_bytes(checkpoint)
+    recipe = dataclasses.replace(checkpoint.recipe, build=options.limits or checkpoint.recipe.build)
+    job = BuildJob(checkpoint.config, recipe, options.verify, held_bytes=checkpoint.held_bytes)
+    needed = build_needs(job).disk_bytes
     check_output(output, force=options.force, needed_bytes=needed, replaces=ENGINE)
     product_for_building()
+    if not options.ignore_memory:
+        require_build_memory(job)
     with output_folder(output, force=options.force, needed_bytes=needed, replaces=ENGINE) as folder:
         return write_engine(folder, checkpoint, EnginePlace(output, checkpoint.folder), options, report)
 
@@ -222,9 +230,12 @@ def network_of(trt: Any, builder: Any, checkpoint: Checkpoint, recipe: Recipe) -
 
 
 def _checked(trt: Any, network: DecoderNetwork, options: BuildOptions, report: Reporter) -> NetworkCheck | None:
-    if options.verify == "off":
+    verify = how_verified(network.model.config, options.verify)
+    if verify == OFF:
         return None
-    check = check_network(trt, network, CheckOptions(sample=options.verify == "sample"), report)
+    check = check_network(trt, network, CheckOptions(sample=verify == SAMPLE), report)
+    # The free blocks that the check leaves between others would stay with this process through the build.
+    give_back()
     if not check.passed:
         worst, first = check.worst, check.failures.iloc[0]["tap"]
         raise GateError(
@@ -323,7 +334,3 @@ def weight_shape(weight: LinearWeight) -> tuple[int, int]:
     """``(out, in)`` of a linear layer, however it is packed."""
     rows, columns = weight.weight.shape
     return rows, 2 * columns if isinstance(weight, Int4GroupWeight) else columns
-
-
-def _weight_bytes(checkpoint: Checkpoint) -> int:
-    return sum(path.stat().st_size for path in checkpoint.folder.glob("rank*.safetensors"))

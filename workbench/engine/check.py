@@ -7,8 +7,8 @@ against float64 is at most ``RATIO`` times the torch op set's own. What this doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -17,10 +17,18 @@ from torch import Tensor
 
 from workbench.backends.torch_ops import TorchOps
 from workbench.engine.interpreter import Interpreter
+from workbench.engine.needs import (
+    CHUNK_VALUES,
+    FULL_CACHE_BYTES,
+    PROMPT_LENGTHS,
+    SAMPLE_CACHE_BYTES,
+    sampled_layers,
+)
 from workbench.engine.network import DecoderNetwork
 from workbench.model.internlm import InternLM
 from workbench.model.ops import LayerCache, Step
 from workbench.model.taps import LAYER_SITES, layer_tap
+from workbench.model.weights import DenseWeight, Int4GroupWeight, LinearWeight
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.runtime.kv_cache import KVCache
 
@@ -44,7 +52,7 @@ class CheckOptions:
         seed: of the token ids.
     """
 
-    prompt_lengths: tuple[int, ...] = (13, 48, 7, 30)
+    prompt_lengths: tuple[int, ...] = PROMPT_LENGTHS
     decode_steps: int = 3
     sample: bool = False
     seed: int = 0
@@ -148,9 +156,26 @@ def _batches(network: DecoderNetwork, options: CheckOptions) -> list[_Batch]:
     return batches
 
 
-def sampled_layers(num_layers: int) -> list[int]:
-    """Which layers a sampled check runs: the first, the middle and the last."""
-    return sorted({0, num_layers // 2, num_layers - 1})
+class _FrugalOps(TorchOps):
+    """The torch op set, which never holds more than a part of a weight in the type that it computes in."""
+
+    def linear(self, x: Tensor, weight: LinearWeight, name: str) -> Tensor:
+        parts = [super(_FrugalOps, self).linear(x, part, name) for part in _row_parts(weight)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _row_parts(weight: LinearWeight) -> Iterator[LinearWeight]:
+    """A linear layer as several, each for some of its output channels."""
+    rows, columns = weight.weight.shape
+    values = columns * (2 if isinstance(weight, Int4GroupWeight) else 1)
+    step = max(1, CHUNK_VALUES // values)
+    for first in range(0, rows, step):
+        part = slice(first, first + step)
+        bias = None if weight.bias is None else weight.bias[part]
+        if isinstance(weight, DenseWeight):
+            yield DenseWeight(weight.weight[part], bias)
+        else:
+            yield replace(weight, weight=weight.weight[part], weight_scale=weight.weight_scale[part], bias=bias)
 
 
 class _TorchRun:
@@ -161,7 +186,7 @@ class _TorchRun:
         self.layers = list(model.layer_indices) if layers is None else list(layers)
         self.whole = layers is None
         self.taps: dict[str, Tensor] = {}
-        self.ops = TorchOps(dtype, on_tap=self.taps.__setitem__)
+        self.ops = _FrugalOps(dtype, on_tap=self.taps.__setitem__)
         self.cache: KVCache | None = None
 
     def run(self, batch: _Batch) -> dict[str, Tensor]:
@@ -206,7 +231,12 @@ class _NetworkRun:
         self.network = network
         self.layers = list(network.model.layer_indices) if layers is None else list(layers)
         self.whole = layers is None
-        self.interpreter = Interpreter(trt, network.network, network.record.constants)
+        self.interpreter = Interpreter(
+            trt,
+            network.network,
+            network.record.constants,
+            cache_bytes=FULL_CACHE_BYTES if self.whole else SAMPLE_CACHE_BYTES,
+        )
         self.taps = {tap: name for tap, name in network.record.taps.items() if self.whole or self._sampled(tap)}
         self.caches: dict[str, Tensor] = {}
 

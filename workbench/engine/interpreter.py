@@ -17,6 +17,7 @@ from torch import Tensor
 from workbench.engine.integer_products import integer_products
 from workbench.engine.semantics import layer_kind, operation, reveal
 from workbench.engine.semantics.operands import Operands, Operation, UnknownSemanticsError, operand, torch_dtype
+from workbench.model.numerics import unpack_int4
 
 Collective = Callable[[str, Tensor], Tensor]
 
@@ -69,7 +70,7 @@ class Interpreter:
         network: a finished ``INetworkDefinition``; it is not needed any more after this call, but the arrays behind
             its constants must live on.
         constants: ``{layer name: tensor}`` of constants in dtypes that TensorRT does not give back (bfloat16, FP8;
-            INT4 as int8 values); constants in other dtypes are read from the network itself.
+            INT4 as int8 values, or two in a byte of uint8); constants in other dtypes are read from the network itself.
         collective: called with the layer's name and this rank's tensor where ranks exchange data; returns the result.
         cache_bytes: memory for folded constants and float32 copies of half constants, kept between runs.
 
@@ -93,6 +94,7 @@ class Interpreter:
         self.outputs = _ports(network.get_output(index) for index in range(network.num_outputs))
         self._dimension_names = _dimension_names(network)
         self._leaves: dict[str, Tensor] = {}
+        self._packed: set[str] = set()
         self._nodes: dict[str, _Node] = {}
         layers: dict[str, Any] = {}
         for index in range(network.num_layers):
@@ -160,7 +162,9 @@ class Interpreter:
         if any(output.name in known for known in (self.inputs, self._leaves, self._nodes)):
             raise ValueError(f"another tensor is called {output.name!r} too")
         if kind == "CONSTANT":
-            self._leaves[output.name] = _constant(layer, output, constants)
+            value = self._leaves[output.name] = _constant(layer, output, constants)
+            if value.dtype != output.dtype:
+                self._packed.add(output.name)
         else:
             execute = self._exchange(layer.name) if kind == "DIST_COLLECTIVE" else operation(trt, layer)
             self._nodes[output.name] = _Node(layer.name, kind, _input_names(layer), output, execute)
@@ -245,7 +249,9 @@ class Interpreter:
         """A constant in its declared dtype, or in float32 if ``widened``; folded once, kept while memory allows."""
         if (name, widened) in self._cache:
             return self._cache[name, widened]
-        if name in self._leaves:
+        if name in self._packed:
+            value = unpack_int4(self._leaves[name])
+        elif name in self._leaves:
             value = self._leaves[name]
         else:
             node = self._nodes[name]
@@ -313,6 +319,11 @@ def _constant(layer: Any, output: Port, constants: Mapping[str, Tensor]) -> Tens
         return value if registered is not None else value.clone()
     if registered is None:
         raise ValueError(f"a constant of dtype {layer.get_output(0).dtype.name} cannot be read back: register it")
+    if four_bits and registered.dtype == torch.uint8:
+        # Unpacked when it is read: all layers at once would take twice the memory of their weights.
+        packed = Port(output.name, torch.uint8, (*output.shape[:-1], output.shape[-1] // 2))
+        _require_declared(registered, packed, "the registered constant")
+        return registered
     _require_declared(registered, output, "the registered constant")
     if four_bits and (int(registered.min()) < -8 or int(registered.max()) > 7):
         raise ValueError(f"INT4 values reach {int(registered.min())}..{int(registered.max())}")

@@ -1,7 +1,7 @@
-"""An engine from a model or from a calibrated checkpoint: quantize into the engine's own folder, then build there.
+"""An engine from a model, a calibrated checkpoint or dummy weights: quantize into the engine's own folder, and build.
 
 The folder holds ``checkpoint/`` beside the plan, so that it also runs where TensorRT does not. It appears whole or not
-at all.
+at all. The checkpoint of dummy weights is a config alone: they go into the network as they are drawn.
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from workbench.checkpoint.dummy import dummy_bytes
+from workbench.checkpoint.dummy_checkpoint import write_dummy_checkpoint
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.output_folder import ENGINE, check_output, output_folder
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import CALIBRATED
+from workbench.checkpoint.unified_layout import checkpoint_tensors
 from workbench.engine.build import BuildOptions, BuildReport, EnginePlace, write_engine
-from workbench.engine.needs import build_needs
+from workbench.engine.needs import BuildJob, build_needs, require_build_memory
 from workbench.engine.product import product_for_building
 from workbench.errors import CheckpointError, RecipeError
 from workbench.model.config import ModelConfig
+from workbench.model.rotary import stretched
 from workbench.progress import Reporter, silent
 from workbench.quantization.calibrated import quantize_calibrated
 from workbench.quantization.convert import check_apart, check_recipe, convert, ranges_needed_for
-from workbench.recipe import BuildLimits, Recipe, SmoothQuant
+from workbench.recipe import Recipe, SmoothQuant
 
 CHECKPOINT = "checkpoint"
 
@@ -32,13 +36,13 @@ class Job:
     """One engine to make.
 
     Attributes:
-        source: the Hugging Face folder or the calibrated checkpoint.
+        source: the Hugging Face folder or the calibrated checkpoint; None for dummy weights.
         config: its model.
         recipe: how to quantize, and the build limits.
         engine_dir: the folder to write.
     """
 
-    source: Path
+    source: Path | None
     config: ModelConfig
     recipe: Recipe
     engine_dir: Path
@@ -64,7 +68,8 @@ def build_from_model(
             fix="calibrate it first with 'workbench convert' and -sq ALPHA, -kv or both, and give what that writes as "
             "--ft_model_dir",
         )
-    job = Job(Path(model_dir), HFCheckpoint.open(model_dir).config, recipe, Path(engine_dir))
+    config = stretched(HFCheckpoint.open(model_dir).config, recipe.max_positions)
+    job = Job(Path(model_dir), config, recipe, Path(engine_dir))
     return _make(job, lambda out: convert(model_dir, recipe, out, report=report), options, report)
 
 
@@ -87,6 +92,24 @@ def build_from_calibrated(
     return _make(job, lambda out: quantize_calibrated(checkpoint_dir, recipe, out, report=report), options, report)
 
 
+def build_from_dummy(
+    config: ModelConfig,
+    recipe: Recipe,
+    engine_dir: str | Path,
+    options: BuildOptions | None = None,
+    report: Reporter = silent,
+) -> BuildReport:
+    """Build an engine of dummy weights; every recipe will do, ranges or not, since static scales are dummies too.
+
+    Raises:
+        RecipeError: the recipe does not fit the model.
+        CheckpointError, ResourceError, BackendError, BuildError, GateError, Cancelled: as ``build_engine``.
+    """
+    recipe = replace(recipe, model="")
+    job = Job(None, config, recipe, Path(engine_dir))
+    return _make(job, lambda out: write_dummy_checkpoint(out, config, recipe), options, report)
+
+
 def require_calibrated(source: Checkpoint, recipe: Recipe) -> None:
     """Refuse a checkpoint that cannot be quantized as a recipe says.
 
@@ -106,23 +129,10 @@ def require_calibrated(source: Checkpoint, recipe: Recipe) -> None:
         )
 
 
-def fitting_limits(limits: BuildLimits, config: ModelConfig, stated: frozenset[str] = frozenset()) -> BuildLimits:
-    """The limits, lowered to the model's positions where nobody chose them.
-
-    Args:
-        limits: as they would be.
-        config: the model.
-        stated: limits that a person chose; they stay.
-    """
-    most = config.max_position_embeddings
-    if limits.max_seq_len <= most:
-        return limits
-    output = limits.max_output_len if "max_output_len" in stated else min(limits.max_output_len, max(1, most // 4))
-    if "max_input_len" in stated:
-        # Too long a prompt stays as it is, and is refused with the model's own limit.
-        room = most - limits.max_input_len
-        return limits if "max_output_len" in stated or room < 1 else replace(limits, max_output_len=room)
-    return limits if output >= most else replace(limits, max_input_len=most - output, max_output_len=output)
+def build_job(config: ModelConfig, recipe: Recipe, verify: str, *, dummy: bool) -> BuildJob:
+    """What is needed to build from a model or a calibrated checkpoint, or from dummy weights."""
+    held_bytes = dummy_bytes(checkpoint_tensors(config, recipe)) if dummy else 0
+    return BuildJob(config, recipe, verify, held_bytes=held_bytes, with_checkpoint=not dummy)
 
 
 def _make(
@@ -133,8 +143,11 @@ def _make(
     options = replace(options or BuildOptions(), limits=job.recipe.build)
     check_recipe(job.recipe, job.config)
     check_apart(job.source, job.engine_dir)
-    needed_bytes = build_needs(job.config, job.recipe, options.verify, with_checkpoint=True).disk_bytes
+    needed = build_job(job.config, job.recipe, options.verify, dummy=job.source is None)
+    needed_bytes = build_needs(needed).disk_bytes
     check_output(job.engine_dir, force=options.force, needed_bytes=needed_bytes, replaces=ENGINE)
+    if not options.ignore_memory:
+        require_build_memory(needed)
     with output_folder(job.engine_dir, force=options.force, needed_bytes=needed_bytes, replaces=ENGINE) as folder:
         checkpoint = checkpoint_into(folder / CHECKPOINT)
         place = EnginePlace(job.engine_dir, job.engine_dir / CHECKPOINT)

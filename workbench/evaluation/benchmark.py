@@ -18,14 +18,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from workbench.checkpoint.available_memory import require_memory
+from workbench.checkpoint.dummy_model import DummyModel
 from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.checkpoint.rank_parts import rank_parts, total_bytes
+from workbench.checkpoint.weight_source import WeightSource
 from workbench.errors import WorkbenchError, nearest
 from workbench.evaluation.hf_reference import HFReference
 from workbench.model.weights import DenseWeight, LayerWeights, LinearWeight, ModelWeights
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.quantize import quantize_linear
-from workbench.recipe import BuildLimits, Int8WeightOnly, WeightQuantization
+from workbench.recipe import BuildLimits, Int8WeightOnly, Recipe, WeightQuantization
 from workbench.runtime.limits import check_positions
+from workbench.runtime.needs import CPU_BYTES
 from workbench.runtime.session import SessionOptions, TorchSession
 
 if TYPE_CHECKING:
@@ -127,30 +132,52 @@ class BenchmarkResult:
 
 
 def benchmark(
-    model_dir: str | Path, options: BenchmarkOptions | None = None, report: Reporter = silent
+    model_dir: str | Path | DummyModel, options: BenchmarkOptions | None = None, report: Reporter = silent
 ) -> BenchmarkResult:
     """Time decode and prefill of an HF checkpoint on the CPU op set, against Hugging Face's eager model.
+
+    Args:
+        model_dir: the checkpoint's folder, or dummy weights: times do not depend on their values.
+        options: what to measure.
+        report: told the rounds.
 
     Raises:
         CheckpointError: the folder is not an InternLM checkpoint that can be read.
         LimitError: a prompt longer than the model's positions.
+        ResourceError: this machine has too little memory for both.
     """
     options = options or BenchmarkOptions()
-    checkpoint = HFCheckpoint.open(model_dir)
+    checkpoint = model_dir if isinstance(model_dir, DummyModel) else HFCheckpoint.open(model_dir)
     check_positions(options.prefill_len, checkpoint.config, what="the prefill prompt")
     check_positions(options.prompt_len + options.decode_tokens, checkpoint.config, what="the decoded sequence")
+    for mode in options.modes:
+        source = _in_dtype(checkpoint, MODES[mode].dtype)
+        needed = _needed_bytes(source, MODES[mode].dtype)
+        require_memory(needed, f"mode {mode}", fix="measure a smaller dtype, or a model of fewer layers")
     speeds: list[Speed] = []
     with _threads(options.threads):
         for mode in options.modes:
-            pair = _Pair(checkpoint, mode, options)
+            pair = _Pair(_in_dtype(checkpoint, MODES[mode].dtype), mode, options)
             speeds += [pair.decode(report), pair.prefill(report)]
-    return BenchmarkResult(str(model_dir), options, _cpu_name(), torch.__version__, tuple(speeds))
+    name = "dummy weights" if isinstance(model_dir, DummyModel) else str(model_dir)
+    return BenchmarkResult(name, options, _cpu_name(), torch.__version__, tuple(speeds))
+
+
+def _in_dtype(source: WeightSource, dtype: torch.dtype) -> WeightSource:
+    """The same model; dummies are drawn in the dtype that they will be cast to, so that they need no copy."""
+    return replace(source, dtype=dtype) if isinstance(source, DummyModel) else source
+
+
+def _needed_bytes(source: WeightSource, dtype: torch.dtype) -> int:
+    """Memory of both sides: the weights that Hugging Face runs, with projections joined, and our packed copy."""
+    weights = rank_parts(source.config, Recipe(dtype=str(dtype).removeprefix("torch.")))
+    return source.held_bytes + 2 * total_bytes(weights) + CPU_BYTES
 
 
 class _Pair:
     """Hugging Face and ourselves with the same model in one mode, ready to take turns."""
 
-    def __init__(self, checkpoint: HFCheckpoint, mode: str, options: BenchmarkOptions) -> None:
+    def __init__(self, checkpoint: WeightSource, mode: str, options: BenchmarkOptions) -> None:
         how = MODES[mode]
         self.mode, self.options = mode, options
         weights = checkpoint.weights(how.dtype)

@@ -15,6 +15,7 @@ from workbench.errors import CheckpointError
 from workbench.evaluation.hf_reference import HFReference
 from workbench.evaluation.layer_diff import DiffOptions, LayerDiff
 from workbench.evaluation.texts import offline_text, windows
+from workbench.model.rotary import stretched
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.recipe import SmoothQuant
 from workbench.runtime.session import SessionOptions, TorchSession
@@ -39,7 +40,8 @@ class CompareOptions:
         float64: run both sides again in float64 on the first window, to tell a bug from rounding.
         backend: op set of the checkpoint's side, "cpu" or "torch".
         reference_dtype: of the Hugging Face side.
-        tokenizer_dir: folder with ``tokenizer.json``; None takes the model's.
+        tokenizer_dir: folder with ``tokenizer.json`` or ``tokenizer.model``; None takes the model's.
+        trust_remote_code: run the tokenizer's own code.
     """
 
     text: str | None = None
@@ -49,6 +51,7 @@ class CompareOptions:
     backend: str = "cpu"
     reference_dtype: torch.dtype = torch.float32
     tokenizer_dir: str | Path | None = None
+    trust_remote_code: bool = False
 
 
 def compare_folders(
@@ -66,6 +69,7 @@ def compare_folders(
     options = options or CompareOptions()
     checkpoint = load_checkpoint(checkpoint_dir)
     original = HFCheckpoint.open(model_dir)
+    original = dataclasses.replace(original, config=stretched(original.config, checkpoint.recipe.max_positions))
     _check_same_size(original, checkpoint)
     ids = _window_ids(model_dir, options)
     names = DiffOptions(
@@ -122,7 +126,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _window_ids(model_dir: str | Path, options: CompareOptions) -> Tensor:
     text = offline_text() if options.text is None else options.text
-    return windows(load_tokenizer(options.tokenizer_dir or model_dir), text, options.windows, options.length)
+    tokenizer = load_tokenizer(options.tokenizer_dir or model_dir, trust_remote_code=options.trust_remote_code)
+    return windows(tokenizer, text, options.windows, options.length)
 
 
 def _check_same_size(original: HFCheckpoint, checkpoint: Checkpoint) -> None:

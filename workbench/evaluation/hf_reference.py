@@ -1,6 +1,6 @@
 """Hugging Face's own Llama, fed with our weights: the reference that every InternLM result is compared with.
 
-InternLM v1 is a Llama with biases, so no remote code is needed or run. Knows nothing about recipes or engines.
+Every InternLM is a Llama in other names, some with biases, so no remote code is needed or run. Knows nothing about recipes or engines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from workbench.backends.torch_ops import dequantize_int4
 from workbench.errors import CheckpointError, LimitError
-from workbench.model.config import ModelConfig
+from workbench.model.config import LINEAR, ModelConfig
 from workbench.model.taps import layer_tap
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LayerWeights, LinearWeight, ModelWeights
 
@@ -113,9 +113,10 @@ def llama_config(config: ModelConfig, *, widen: bool = False) -> LlamaConfig:
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         rms_norm_eps=config.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rope_parameters=_rope_parameters(config),
         max_position_embeddings=config.max_position_embeddings,
         attention_bias=config.qkv_bias or config.output_bias,
+        mlp_bias=config.mlp_bias,
         tie_word_embeddings=False,
         bos_token_id=config.bos_token_id,
         eos_token_id=list(config.eos_token_ids) or None,
@@ -124,6 +125,12 @@ def llama_config(config: ModelConfig, *, widen: bool = False) -> LlamaConfig:
     # Eager attention takes its softmax in float32 even from float64; torch's own attention does not.
     hf_config._attn_implementation = "sdpa" if widen else "eager"
     return hf_config
+
+
+def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    scaled = {"rope_type": "default"} if scaling is None else {"rope_type": scaling.kind, "factor": scaling.factor}
+    return {**scaled, "rope_theta": config.rope_theta}
 
 
 def state_dict(config: ModelConfig, weights: ModelWeights, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -160,6 +167,8 @@ def _layer_state(
     down = _dense(f"layers.{index}.mlp.down", layer.down, dtype)
     for name, linear in (("gate_proj", gate), ("up_proj", up), ("down_proj", down)):
         yield f"mlp.{name}.weight", linear.weight
+        if config.mlp_bias:
+            yield f"mlp.{name}.bias", _bias_or_zeros(linear)
 
 
 def _dense(name: str, linear: LinearWeight, dtype: torch.dtype) -> DenseWeight:
@@ -306,11 +315,16 @@ class _WideRotary(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-        self.frequencies = config.rope_theta**-exponents
+        self.frequencies = config.rope_theta**-exponents / _position_divisor(config)
 
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angles = (position_ids[..., None].double() * self.frequencies).repeat(1, 1, 2)
         return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
+
+
+def _position_divisor(config: ModelConfig) -> float:
+    """By what linear scaling divides positions; dynamic scaling changes nothing up to the model's positions."""
+    return config.rope_scaling.factor if config.rope_scaling is not None and config.rope_scaling.kind == LINEAR else 1.0
 
 
 def _widen(model: LlamaForCausalLM, config: ModelConfig) -> None:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.checkpoint import unified_layout as layout
+from workbench.checkpoint.available_memory import require_memory
 from workbench.checkpoint.output_folder import check_output, output_folder
 from workbench.checkpoint.safetensors_reader import SafetensorsFile
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import CALIBRATED, UnifiedConfig, rank_file, write_unified_config
-from workbench.errors import CheckpointError
+from workbench.checkpoint.weight_source import WeightSource
+from workbench.errors import CheckpointError, RecipeError
 from workbench.progress import Reporter, silent
 from workbench.quantization.convert import (
     BYTES_PER_CHUNK_VALUE,
@@ -26,6 +28,7 @@ from workbench.quantization.convert import (
     check_smoothing,
     dense_weights,
     layer_bytes,
+    model_name,
     open_source,
     plan_of,
 )
@@ -47,19 +50,21 @@ class CalibratedOptions:
     Attributes:
         dtype: of the weights.
         smoothing: alpha and groups to fold in; None for none. Its granularities do not matter yet.
+        max_positions: as in a recipe.
     """
 
     dtype: str = "float16"
     smoothing: SmoothQuant | None = None
+    max_positions: int = 0
 
     @property
     def recipe(self) -> Recipe:
         """What its tensors are: dense."""
-        return Recipe(dtype=self.dtype)
+        return Recipe(dtype=self.dtype, max_positions=self.max_positions)
 
 
 def plan_calibrated(
-    model_dir: str | Path, ranges: ActivationRanges, options: CalibratedOptions | None = None
+    model_dir: str | Path | WeightSource, ranges: ActivationRanges, options: CalibratedOptions | None = None
 ) -> ConversionPlan:
     """What :func:`convert_calibrated` will take; reads the config and headers only.
 
@@ -79,7 +84,7 @@ def plan_calibrated(
 
 
 def convert_calibrated(
-    model_dir: str | Path,
+    model_dir: str | Path | WeightSource,
     out: Path,
     ranges: ActivationRanges,
     options: CalibratedOptions | None = None,
@@ -90,7 +95,7 @@ def convert_calibrated(
     """Write a calibrated checkpoint; ``out`` appears whole or, on any error or Ctrl-C, not at all.
 
     Args:
-        model_dir: the Hugging Face folder.
+        model_dir: the Hugging Face folder, or another source of weights.
         out: the checkpoint's folder.
         ranges: what calibration saw of this model.
         options: dtype and smoothing; float16 and none by default.
@@ -101,19 +106,22 @@ def convert_calibrated(
         CheckpointError: the source is not usable, a value does not fit the dtype, ``out`` exists or lies in the source,
             the disk is too small, or the ranges are of another model.
         RecipeError: the smoothing names a layer that the model does not have.
+        ResourceError: this machine has too little memory for it.
     """
     options, out = options or CalibratedOptions(), Path(out)
-    recipe = replace(options.recipe, model=str(model_dir))
+    recipe = replace(options.recipe, model=model_name(model_dir))
     smoothing = options.smoothing if options.smoothing and options.smoothing.groups else None
     source = open_source(model_dir, recipe)
     if smoothing is not None:
         check_smoothing(smoothing, source.config)
-    check_apart(source.folder, out)
+    check_apart(source.location, out)
     fingerprint = source.fingerprint()
     ranges.require_model(fingerprint)
     check_fits(ranges, source.config)
-    needed_bytes = plan_calibrated(model_dir, ranges, options).disk_bytes
+    plan = plan_calibrated(model_dir, ranges, options)
+    needed_bytes = plan.disk_bytes
     check_output(out, force=force, needed_bytes=needed_bytes)
+    require_memory(plan.memory_bytes, "the conversion", fix="convert on a machine with more memory")
     with output_folder(out, force=force, needed_bytes=needed_bytes) as folder:
         with SafetensorsWriter(folder / rank_file(0), layout.checkpoint_tensors(source.config, recipe)) as writer:
             how = Quantization(recipe, ranges, smoothing)
@@ -184,21 +192,40 @@ def quantize_calibrated(
         CheckpointError: ``folder`` is no calibrated checkpoint, a value does not fit the dtype, ``out`` exists or lies
             in ``folder``, or the disk is too small.
         RecipeError: the recipe does not fit the model.
+        ResourceError: this machine has too little memory for it.
     """
     source, out = load_checkpoint(folder), Path(out)
     ranges = calibrated_ranges(source)
-    recipe = replace(recipe, model=source.recipe.model, weights=_with_smoothing_of(source, recipe.weights))
+    recipe = replace(
+        recipe,
+        model=source.recipe.model,
+        weights=_with_smoothing_of(source, recipe.weights),
+        max_positions=_positions_of(source, recipe),
+    )
     check_recipe(recipe, source.config)
     check_apart(source.folder, out)
     tensors = layout.checkpoint_tensors(source.config, recipe)
-    needed_bytes = plan_quantized(folder, recipe).disk_bytes
+    plan = plan_quantized(folder, recipe)
+    needed_bytes = plan.disk_bytes
     check_output(out, force=force, needed_bytes=needed_bytes)
+    require_memory(plan.memory_bytes, "quantizing", fix="quantize on a machine with more memory")
     with output_folder(out, force=force, needed_bytes=needed_bytes) as new:
         with SafetensorsWriter(new / rank_file(0), tensors) as writer:
             LayerConversion(source.config, source.weights, Quantization(recipe, ranges), writer, report).run()
         origin = {"fingerprint": source.fingerprint, "checkpoint": source.checksum}
         write_unified_config(new, UnifiedConfig(source.config, recipe, origin, (writer.checksum,), source.smoothing))
     return load_checkpoint(out)
+
+
+def _positions_of(source: Checkpoint, recipe: Recipe) -> int:
+    """What the calibrated checkpoint was made for: its config has that base already."""
+    done = source.recipe.max_positions
+    if recipe.max_positions not in (0, done):
+        raise RecipeError(
+            f"max_positions is {recipe.max_positions}, but {source.folder} was converted with {done}",
+            fix="leave it out, or convert the model again with it",
+        )
+    return done
 
 
 def _with_smoothing_of(source: Checkpoint, weights: WeightQuantization | None) -> WeightQuantization | None:

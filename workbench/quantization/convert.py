@@ -1,6 +1,6 @@
-"""A Hugging Face checkpoint, a recipe and ranges -> a unified checkpoint, a few rows or one layer at a time.
+"""A model (a Hugging Face folder, or dummies), a recipe and ranges -> a unified checkpoint, a few rows at a time.
 
-Sources are mapped files, results go straight to disk: memory does not grow with the number of layers.
+Or one layer at a time. Sources are mapped files, results go straight to disk: memory does not grow with the layers.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.checkpoint import hf_names
 from workbench.checkpoint import unified_layout as layout
+from workbench.checkpoint.available_memory import require_memory
 from workbench.checkpoint.cast import cast, count_not_finite, torch_dtype
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.output_folder import check_output, output_folder
@@ -22,8 +24,10 @@ from workbench.checkpoint.safetensors_writer import SafetensorsWriter
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import UnifiedConfig, rank_file, write_unified_config
 from workbench.checkpoint.weight_fields import is_static, pack
+from workbench.checkpoint.weight_source import WeightSource
 from workbench.errors import CheckpointError, RecipeError
 from workbench.model.config import ModelConfig
+from workbench.model.rotary import stretched
 from workbench.model.weights import DenseWeight, ModelWeights
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.layer_conversion import LayerConversion, Quantization, warn_not_finite, write_kv_scales
@@ -53,14 +57,16 @@ class ConversionPlan:
         disk_bytes: size of the checkpoint.
         memory_bytes: most memory beside the interpreter's own and the page cache.
         parameters: values in the source.
+        ignored: tensors of the source that the model does not have.
     """
 
     disk_bytes: int
     memory_bytes: int
     parameters: int
+    ignored: tuple[str, ...] = ()
 
 
-def plan_conversion(model_dir: str | Path, recipe: Recipe) -> ConversionPlan:
+def plan_conversion(model_dir: str | Path | WeightSource, recipe: Recipe) -> ConversionPlan:
     """What :func:`convert` will take; reads the config and headers only.
 
     Raises:
@@ -71,7 +77,7 @@ def plan_conversion(model_dir: str | Path, recipe: Recipe) -> ConversionPlan:
 
 
 def convert(
-    model_dir: str | Path,
+    model_dir: str | Path | WeightSource,
     recipe: Recipe,
     out: Path,
     *,
@@ -84,7 +90,7 @@ def convert(
     Values that are NaN or infinite are carried over with a :class:`WeightWarning`, but never quantized or smoothed.
 
     Args:
-        model_dir: the Hugging Face folder; it takes the place of ``recipe.model``.
+        model_dir: the Hugging Face folder, which takes the place of ``recipe.model``; or another source of weights.
         recipe: how to quantize.
         out: the checkpoint's folder.
         ranges: what calibration saw of this model; smoothing, static activations and an INT8 KV cache need them.
@@ -95,13 +101,16 @@ def convert(
         CheckpointError: the source is not usable, a value does not fit the dtype, a weight to quantize is NaN or
             infinite, ``out`` exists or lies in the source, the disk is too small, or the ranges are of another model.
         RecipeError: the recipe does not fit the model, or needs ranges and there are none.
+        ResourceError: this machine has too little memory for it.
     """
     source, out = open_source(model_dir, recipe), Path(out)
-    recipe = replace(recipe, model=str(model_dir))
-    check_apart(source.folder, out)
+    recipe = replace(recipe, model=model_name(model_dir))
+    check_apart(source.location, out)
     _check_ranges(recipe, ranges, source)
-    disk_bytes = plan_of(source, recipe).disk_bytes
+    plan = plan_of(source, recipe)
+    disk_bytes = plan.disk_bytes
     check_output(out, force=force, needed_bytes=disk_bytes)
+    require_memory(plan.memory_bytes, "the conversion", fix="convert on a machine with more memory")
     smoothing = recipe.weights if isinstance(recipe.weights, SmoothQuant) and recipe.weights.groups else None
     with output_folder(out, force=force, needed_bytes=disk_bytes) as folder:
         with SafetensorsWriter(folder / rank_file(0), layout.checkpoint_tensors(source.config, recipe)) as writer:
@@ -119,7 +128,7 @@ def convert(
     return load_checkpoint(out)
 
 
-def dense_weights(source: HFCheckpoint) -> ModelWeights:
+def dense_weights(source: WeightSource) -> ModelWeights:
     """The model as it is: layers in float32 and read one by one, the rest as views of the mapped file."""
     return ModelWeights(
         layers=source.layers(torch.float32),
@@ -135,19 +144,27 @@ def layer_bytes(config: ModelConfig) -> int:
     return 4 * sum(rows * columns for rows, columns in shapes)
 
 
-def open_source(model_dir: str | Path, recipe: Recipe) -> HFCheckpoint:
+def model_name(model_dir: str | Path | WeightSource) -> str:
+    """What a recipe calls the model: its folder; nothing where there is none."""
+    return "" if isinstance(model_dir, WeightSource) else str(model_dir)
+
+
+def open_source(model_dir: str | Path | WeightSource, recipe: Recipe) -> WeightSource:
     """Open a model and see that a recipe fits it.
 
     Raises:
         CheckpointError, RecipeError: as :func:`plan_conversion`.
+        LimitError: the recipe asks for positions that the model cannot be given.
     """
-    source = HFCheckpoint.open(model_dir)
+    opened: Any = model_dir if isinstance(model_dir, WeightSource) else HFCheckpoint.open(model_dir)
+    # Weights know nothing of positions: they are the same ones under another config.
+    source: WeightSource = replace(opened, config=stretched(opened.config, recipe.max_positions))
     source.check()
     check_recipe(recipe, source.config)
     return source
 
 
-def plan_of(source: HFCheckpoint, recipe: Recipe) -> ConversionPlan:
+def plan_of(source: WeightSource, recipe: Recipe) -> ConversionPlan:
     specs = [source.spec(name) for name in hf_names.tensor_shapes(source.config)]
     tensors = layout.checkpoint_tensors(source.config, recipe)
     file_bytes = SafetensorsWriter(rank_file(0), tensors).file_bytes
@@ -156,8 +173,9 @@ def plan_of(source: HFCheckpoint, recipe: Recipe) -> ConversionPlan:
     layers = 2 * layer_bytes(source.config) if isinstance(recipe.weights, SmoothQuant) else 0
     return ConversionPlan(
         disk_bytes=file_bytes + CONFIG_BYTES,
-        memory_bytes=layers + widest * BYTES_PER_CHUNK_VALUE,
+        memory_bytes=source.held_bytes + layers + widest * BYTES_PER_CHUNK_VALUE,
         parameters=sum(spec.elements for spec in specs),
+        ignored=source.ignored,
     )
 
 
@@ -193,7 +211,7 @@ def check_smoothing(how: SmoothQuant, config: ModelConfig) -> None:
             )
 
 
-def _check_ranges(recipe: Recipe, ranges: ActivationRanges | None, source: HFCheckpoint) -> None:
+def _check_ranges(recipe: Recipe, ranges: ActivationRanges | None, source: WeightSource) -> None:
     if ranges is not None:
         ranges.require_model(source.fingerprint())
         check_fits(ranges, source.config)
@@ -216,13 +234,17 @@ def ranges_needed_for(recipe: Recipe) -> str | None:
     return next((what for what, needed in reasons.items() if needed), None)
 
 
-def check_apart(source: Path, out: Path) -> None:
+def check_apart(source: Path | None, out: Path) -> None:
     """Refuse an output that would take the place of its source; a folder of its own inside the source is none.
+
+    Args:
+        source: None where there is no folder.
+        out: to write.
 
     Raises:
         CheckpointError: it does.
     """
-    if out.resolve() in (source.resolve(), *source.resolve().parents):
+    if source is not None and out.resolve() in (source.resolve(), *source.resolve().parents):
         raise CheckpointError(
             f"output {out} is the folder {source} that is read, or holds it", fix="give an output of its own"
         )
@@ -231,7 +253,7 @@ def check_apart(source: Path, out: Path) -> None:
 class _RowConversion:
     """One run of what needs no more than rows at once: walks the model in the order of a forward pass."""
 
-    def __init__(self, source: HFCheckpoint, recipe: Recipe, writer: SafetensorsWriter, report: Reporter) -> None:
+    def __init__(self, source: WeightSource, recipe: Recipe, writer: SafetensorsWriter, report: Reporter) -> None:
         self.source, self.recipe, self.writer, self.report = source, recipe, writer, report
         self.dtype = torch_dtype(recipe.dtype)
         self.total = sum(source.spec(name).bytes for name in hf_names.tensor_shapes(source.config))
@@ -265,7 +287,7 @@ class _RowConversion:
         how = self.recipe.weights_of(linear)
         bias = None
         if hf_names.has_bias(self.source.config, linear.split(".", 2)[-1]):
-            (bias,) = self._chunks(f"{projection}.bias")
+            bias = torch.cat(list(self._chunks(f"{projection}.bias")))
         facts = LinearFacts(self._name(f"{projection}.weight"))
         start = 0
         for rows in self._chunks(f"{projection}.weight", finite=how is not None):
@@ -280,17 +302,17 @@ class _RowConversion:
 
         With ``finite`` such values are refused, all of the tensor's counted.
         """
-        tensor = self.source.tensor(name)
-        step = rows_per_chunk(tensor.shape[1]) if tensor.dim() > 1 else len(tensor)
+        shape = self.source.spec(name).shape
+        step = rows_per_chunk(shape[1]) if len(shape) > 1 else shape[0]
         strange = 0
-        for rows in torch.split(tensor, step):
+        for rows in self.source.rows(name, step):
             strange += count_not_finite(rows)
             if finite and strange:
-                require_finite(tensor, self._name(name))
+                require_finite(self.source.tensor(name), self._name(name))
             yield rows
             self.done += rows.nbytes
             self.report(ProgressEvent("convert", self.done, self.total, "B"))
         warn_not_finite(self._name(name), strange)
 
     def _name(self, tensor: str) -> str:
-        return f"{self.source.path_of(tensor)}: tensor {tensor!r}"
+        return self.source.describe(tensor)

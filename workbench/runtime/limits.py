@@ -29,6 +29,25 @@ def model_limits(config: ModelConfig, limits: BuildLimits) -> BuildLimits:
     return dataclasses.replace(limits, max_batch_size=sys.maxsize, max_input_len=most, max_output_len=most)
 
 
+def fitting_limits(limits: BuildLimits, config: ModelConfig, stated: frozenset[str] = frozenset()) -> BuildLimits:
+    """The limits, lowered to the model's positions where nobody chose them.
+
+    Args:
+        limits: as they would be.
+        config: the model.
+        stated: limits that a person chose; they stay.
+    """
+    most = config.max_position_embeddings
+    if limits.max_seq_len <= most:
+        return limits
+    output = limits.max_output_len if "max_output_len" in stated else min(limits.max_output_len, max(1, most // 4))
+    if "max_input_len" in stated:
+        # Too long a prompt stays as it is, and is refused with the model's own limit.
+        room = most - limits.max_input_len
+        return limits if "max_output_len" in stated or room < 1 else dataclasses.replace(limits, max_output_len=room)
+    return limits if output >= most else dataclasses.replace(limits, max_input_len=most - output, max_output_len=output)
+
+
 def output_room(longest_prompt: int, config: ModelConfig, limits: BuildLimits) -> int:
     """The most new tokens that there is room for after a prompt; below 1 when there is none."""
     return min(limits.max_output_len, config.max_position_embeddings - longest_prompt)
@@ -83,7 +102,7 @@ def check_positions(length: int, config: ModelConfig, what: str = "the input") -
         raise LimitError(
             f"{what} has {length} tokens",
             allowed=f"up to the model's max_position_embeddings {config.max_position_embeddings}",
-            fix="shorten it",
+            fix="shorten it, or convert the model with a larger max_positions",
         )
 
 

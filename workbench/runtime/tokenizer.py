@@ -1,35 +1,130 @@
-"""Opens the tokenizer of an HF folder. Runs no code from the folder and asks no network."""
+"""Opens the tokenizer of an HF folder. Asks no network, and runs no code from the folder unless a person allows it."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any, Protocol, cast
 
 from workbench.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+JSON_FILE = "tokenizer.json"
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a folder's ``tokenizer.json`` and ``tokenizer_config.json`` describe.
+class Tokenizer(Protocol):
+    """What the workbench uses of a tokenizer; those of transformers have it too.
+
+    Attributes:
+        bos_token, bos_token_id, eos_token, eos_token_id: None where there is none.
+        chat_template: a Jinja template, or None.
+    """
+
+    @property
+    def bos_token(self) -> str | None: ...
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+
+    @property
+    def eos_token(self) -> str | None: ...
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    def __len__(self) -> int: ...
+
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+        verbose: bool = True,
+    ) -> list[int]:
+        """Text -> ids; with ``split_special_tokens`` what looks like a special token is mere text."""
+        ...
+
+    def decode(self, ids: Sequence[int] | int, *, skip_special_tokens: bool = False) -> str:
+        """Ids -> text."""
+        ...
+
+
+def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a folder: its ``tokenizer.json``, else its SentencePiece ``tokenizer.model``.
+
+    Args:
+        folder: with a tokenizer's files.
+        trust_remote_code: run the tokenizer class that the folder holds as Python code. It may do whatever its author
+            wrote, so a warning says which folder is trusted.
 
     Raises:
-        CheckpointError: no such folder, no ``tokenizer.json`` in it, or one that cannot be read.
+        CheckpointError: no such folder, neither file in it, or one that cannot be read.
     """
+    from workbench.runtime.sentencepiece_tokenizer import MODEL_FILE, SentencePieceTokenizer
+
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"tokenizer folder {folder} does not exist", fix="give the model's folder")
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json",
-            allowed="a folder with tokenizer.json (and tokenizer_config.json)",
-            fix="give the folder of a complete Hugging Face model, or where the command has it --tokenizer_dir",
-        )
-    from transformers import PreTrainedTokenizerFast
+    if trust_remote_code:
+        warnings.warn(f"running the Python code of the tokenizer in {folder}, as trust_remote_code asks", stacklevel=2)
+        return _from_transformers(folder, trust_remote_code=True)
+    if (folder / JSON_FILE).is_file():
+        return _from_transformers(folder, trust_remote_code=False)
+    if (folder / MODEL_FILE).is_file():
+        return SentencePieceTokenizer.open(folder)
+    raise CheckpointError(
+        f"{folder} has no {JSON_FILE} and no {MODEL_FILE}",
+        allowed="a folder with one of them (and tokenizer_config.json)",
+        fix="give the folder of a complete Hugging Face model, or where the command has it --tokenizer_dir",
+    )
+
+
+def special_ids(tokenizer: Tokenizer) -> Mapping[str, int]:
+    """Text -> id of the tokens that steer a model and are no part of what it says."""
+    own = getattr(tokenizer, "special_ids", None)
+    if own is not None:
+        return cast("Mapping[str, int]", own)
+    table: Mapping[int, Any] = cast("Any", tokenizer).added_tokens_decoder
+    return {str(token.content): number for number, token in table.items() if token.special}
+
+
+def encode_parts(tokenizer: Tokenizer, parts: Sequence[str | int]) -> list[int]:
+    """Ids and mere texts in turn -> ids; no text becomes a special token, whatever it says.
+
+    Raises:
+        CheckpointError: this tokenizer makes a special token from a mere text.
+    """
+    own = getattr(tokenizer, "encode_parts", None)
+    if own is not None:
+        return cast("list[int]", own(parts))
+    forbidden = {number: text for text, number in special_ids(tokenizer).items()}
+    ids: list[int] = []
+    for part in parts:
+        if isinstance(part, int):
+            ids.append(part)
+            continue
+        encoded = tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True) if part else []
+        for number in encoded:
+            if number in forbidden:
+                raise CheckpointError(
+                    f"this tokenizer turns the text {forbidden[number]!r} into a token that steers the model",
+                    fix="leave it out of the messages",
+                )
+        ids += encoded
+    return ids
+
+
+def _from_transformers(folder: Path, *, trust_remote_code: bool) -> Tokenizer:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(str(folder)))
+        if trust_remote_code:
+            return cast("Tokenizer", AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True))
+        return cast("Tokenizer", PreTrainedTokenizerFast.from_pretrained(str(folder)))
     except Exception as error:  # the library raises a bare Exception for a broken tokenizer.json
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the tokenizer in {folder} cannot be read ({reason})", fix="copy it again") from error

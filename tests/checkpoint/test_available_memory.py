@@ -1,0 +1,80 @@
+"""What memory is left, read from a system that is made up; and the refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workbench.checkpoint.available_memory import available_bytes, require_memory
+from workbench.errors import ResourceError
+
+
+def system(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {"proc/meminfo": "MemTotal: 8000 kB\nMemAvailable:    5000 kB\n", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_the_machine_alone(tmp_path: Path) -> None:
+    assert available_bytes(system(tmp_path, {})) == 5000 * 1024
+
+
+def test_a_group_of_version_two_counts_with_what_it_can_drop(tmp_path: Path) -> None:
+    group = "sys/fs/cgroup/user/job"
+    files = {
+        "proc/self/cgroup": "0::/user/job\n",
+        f"{group}/memory.max": "3000000\n",
+        f"{group}/memory.current": "2500000\n",
+        f"{group}/memory.stat": "anon 1000\ninactive_file 400000\nactive_file 7\n",
+    }
+    assert available_bytes(system(tmp_path, files)) == 900000
+
+
+def test_the_group_above_may_be_the_narrower_one(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/user/job\n",
+        "sys/fs/cgroup/user/job/memory.max": "max\n",
+        "sys/fs/cgroup/user/job/memory.current": "100\n",
+        "sys/fs/cgroup/user/memory.max": "2000\n",
+        "sys/fs/cgroup/user/memory.current": "1500\n",
+    }
+    assert available_bytes(system(tmp_path, files)) == 500
+
+
+def test_a_group_of_version_one(tmp_path: Path) -> None:
+    top = "sys/fs/cgroup/memory"
+    files = {
+        "proc/self/cgroup": "5:cpu,cpuacct:/\n4:memory:/box\n0::/\n",
+        f"{top}/box/memory.limit_in_bytes": "4000\n",
+        f"{top}/box/memory.usage_in_bytes": "3000\n",
+        f"{top}/box/memory.stat": "total_inactive_file 50\n",
+        f"{top}/memory.limit_in_bytes": "9223372036854771712\n",
+        f"{top}/memory.usage_in_bytes": "1\n",
+    }
+    assert available_bytes(system(tmp_path, files)) == 1050
+
+
+def test_a_group_that_is_full_leaves_nothing(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": "1000\n",
+        "sys/fs/cgroup/memory.current": "1001\n",
+    }
+    assert available_bytes(system(tmp_path, files)) == 0
+
+
+def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+    assert available_bytes(tmp_path) is None
+
+
+def test_here() -> None:
+    found = available_bytes()
+    assert found is None or found > 0
+
+
+def test_too_much_is_refused_with_both_figures() -> None:
+    require_memory(5, "this", available=5)
+    with pytest.raises(ResourceError, match=r"^this needs about 6.0 GB of memory and 5.5 GB are available; do that$"):
+        require_memory(6_000_000_000, "this", fix="do that", available=5_500_000_000)

@@ -1,0 +1,176 @@
+"""``workbench plan``: what a model will take on disk and in memory, in each mode, before anything is made."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.cli.amounts import count, size
+from workbench.cli.command import Command, Outcome, UsageError
+from workbench.cli.dummy_flags import add_dummy_flags, dummy_model, require_no_preset, sizes_of_the_model
+from workbench.cli.recipe_flags import GivenRecipe, add_recipe_flags, given_recipe
+
+if TYPE_CHECKING:
+    from workbench.checkpoint.weight_source import WeightSource
+    from workbench.evaluation.plan import ModelPlan, ModePlan, PartSize, PlanOptions
+    from workbench.model.config import ModelConfig
+    from workbench.recipe import Recipe
+
+VERIFY = ("auto", "full", "sample", "off")
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint_dir", type=Path, metavar="CKPT", help="what 'convert' wrote, in its own mode")
+    ranks = parser.add_argument_group("ranks")
+    ranks.add_argument("--tp_size", type=int, default=1, metavar="N", help="tensor parallel ranks (default: 1)")
+    ranks.add_argument("--pp_size", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
+    parser.add_argument(
+        "--verify", choices=VERIFY, default="auto", help="how much of its network a build checks (default: auto)"
+    )
+    add_dummy_flags(parser)
+    add_recipe_flags(parser)
+
+
+def _run(args: argparse.Namespace) -> Outcome:
+    from workbench.evaluation.plan import PlanOptions, Ranks
+
+    for name in ("tp_size", "pp_size"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} {getattr(args, name)}", allowed="whole numbers from 1")
+    ranks = Ranks(args.tp_size, args.pp_size)
+    if args.checkpoint_dir is not None:
+        plan = _of_checkpoint(args, PlanOptions(ranks, args.verify))
+    else:
+        plan = _of_model(args, given_recipe(args), PlanOptions(ranks, args.verify))
+    for line in _lines(plan):
+        print(line)
+    return Outcome(plan.to_dict())
+
+
+def _of_checkpoint(args: argparse.Namespace, options: PlanOptions) -> ModelPlan:
+    from workbench.checkpoint.unified import load_checkpoint
+    from workbench.evaluation.plan import plan_checkpoint
+
+    require_no_preset(args, "--checkpoint_dir")
+    checkpoint = load_checkpoint(args.checkpoint_dir)
+    given = given_recipe(args, base=checkpoint.recipe)
+    chosen = sorted(name for section, name in given.stated if section != "build")
+    if chosen:
+        raise UsageError(
+            f"--checkpoint_dir beside a choice of {', '.join(chosen)}",
+            allowed="limits, such as --max_batch_size: the rest was decided when it was converted",
+            fix="plan from the model to compare modes: --model_dir",
+        )
+    recipe = _fitted(checkpoint.config, given)
+    return plan_checkpoint(checkpoint.config, recipe, options, checkpoint.held_bytes)
+
+
+def _of_model(args: argparse.Namespace, given: GivenRecipe, options: PlanOptions) -> ModelPlan:
+    from workbench.evaluation.plan import plan_source
+    from workbench.quantization.convert import open_source
+
+    source = open_source(_model(args, given.recipe.model), given.recipe)
+    recipe = _fitted(source.config, given)
+    # Who names a quantization asks about that one.
+    chosen = {"weights", "kv_cache"} & {name for _, name in given.stated}
+    return plan_source(source, recipe, replace(options, every_mode=not chosen))
+
+
+def _model(args: argparse.Namespace, folder: str) -> str | WeightSource:
+    if folder:
+        require_no_preset(args, "--model_dir")
+        for line in sizes_of_the_model(args):
+            print(line)
+        return folder
+    dummy = dummy_model(args)
+    if dummy is None:
+        raise UsageError("no model is named", allowed="--preset, --model_dir or --checkpoint_dir")
+    return dummy
+
+
+def _fitted(config: ModelConfig, given: GivenRecipe) -> Recipe:
+    """The recipe with limits that the model has positions for, as a build would have them."""
+    from workbench.runtime.limits import fitting_limits
+
+    stated = frozenset(name for section, name in given.stated if section == "build")
+    return replace(given.recipe, build=fitting_limits(given.recipe.build, config, stated))
+
+
+def _lines(plan: ModelPlan) -> Iterator[str]:
+    config, limits = plan.config, plan.modes[0].recipe.build
+    heads = f"{config.num_heads} heads ({config.num_kv_heads} key/value)"
+    yield (
+        f"{config.architecture}, {count(plan.parameters)} parameters: {config.num_layers} layers, hidden "
+        f"{config.hidden_size}, {heads}, intermediate {config.intermediate_size}, vocabulary {config.vocab_size}"
+    )
+    yield f"limits: batch {limits.max_batch_size}, {limits.max_input_len} + {limits.max_output_len} tokens"
+    tp_size, pp_size = plan.ranks.tp_size, plan.ranks.pp_size
+    if tp_size * pp_size > 1:
+        yield f"ranks: {tp_size * pp_size} (tp_size {tp_size} x pp_size {pp_size}); each figure is of the largest"
+    yield ""
+    yield from _table(_PART_TITLES, [_part_row(part) for part in plan.modes[0].parts])
+    yield ""
+    yield from _table(_MODE_TITLES, [_mode_row(mode) for mode in plan.modes])
+    yield ""
+    if plan.available_bytes is not None:
+        yield f"this machine has {size(plan.available_bytes)} of memory available; {_fits(plan, plan.available_bytes)}"
+
+
+_PART_TITLES = ("part", "stored as", "parameters", "size")
+
+
+def _part_row(part: PartSize) -> Sequence[str]:
+    return part.part, part.kind, count(part.parameters), size(part.bytes)
+
+
+_MODE_TITLES = (
+    *("mode", "weights", "KV/token", "convert disk", "convert memory", "build disk", "build memory"),
+    *("run on CPU", "run on GPU"),
+)
+
+
+def _mode_row(mode: ModePlan) -> Sequence[str]:
+    converted = [None if each is None else size(each) for each in (mode.convert_disk_bytes, mode.convert_memory_bytes)]
+    return (
+        mode.name,
+        size(max(mode.rank_bytes)),
+        size(mode.run.kv_bytes_per_token),
+        *(each or "done" for each in converted),
+        size(mode.build.disk_bytes),
+        size(mode.build.memory_bytes),
+        size(mode.run.cpu_bytes),
+        size(mode.run.gpu_bytes),
+    )
+
+
+def _fits(plan: ModelPlan, available: int) -> str:
+    """Which modes can be built here."""
+    fitting = [mode.name for mode in plan.modes if mode.build.memory_bytes <= available]
+    if len(fitting) == len(plan.modes):
+        return "every build fits" if len(fitting) > 1 else "the build fits"
+    return "builds that fit: " + (", ".join(fitting) or "none")
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns as wide as their widest cell; all but the first aligned to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        first, *others = row
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *cells])
+
+
+COMMAND = Command(
+    name="plan",
+    summary="Say what a model will take on disk and in memory, in each mode, without loading it.",
+    example="""
+workbench plan --preset internlm-7b
+workbench plan --preset internlm-20b --weights int4 --tp_size 2 --pp_size 2
+workbench plan --model_dir demo/model --max_batch_size 4
+""",
+    add_flags=_add_flags,
+    run=_run,
+)
