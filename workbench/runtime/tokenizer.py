@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -33,3 +34,14 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # the library raises a bare Exception for a broken tokenizer.json
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the tokenizer in {folder} cannot be read ({reason})", fix="copy it again") from error
+
+
+def offers_chat_template(folder: str | Path) -> bool:
+    """Whether a folder's tokenizer has a chat template; reads two small files, and no tokenizer."""
+    folder = Path(folder)
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
