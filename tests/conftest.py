@@ -15,6 +15,8 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from workbench.quantization.alpha_search import AlphaSearch
+    from workbench.quantization.kv_error import KVStudy
     from workbench.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +57,44 @@ def random_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         return made[spec]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_calibration(random_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration of ``random_model_dir()`` (two layers) with held-out rows."""
+    from tests.quantization.calibrated_models import calibrated
+
+    folder = tmp_path_factory.mktemp("calibration") / "ranges"
+    calibrated(random_model_dir(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_search(random_model_dir: Callable[..., Path], random_calibration: Path) -> AlphaSearch:
+    """Errors of ``random_model_dir()`` by alpha."""
+    from workbench.checkpoint.huggingface import HFCheckpoint
+    from workbench.quantization.alpha_search import AlphaSearch
+    from workbench.quantization.ranges import ActivationRanges
+    from workbench.quantization.row_sample import load_rows
+
+    ranges, rows = ActivationRanges.load(random_calibration), load_rows(random_calibration)
+    return AlphaSearch(HFCheckpoint.open(random_model_dir()), ranges, rows)
+
+
+@pytest.fixture(scope="session")
+def random_kv_study(
+    random_model_dir: Callable[..., Path], random_calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> KVStudy:
+    """Errors of ``random_model_dir()``'s attention by the KV cache's scales."""
+    from tests.quantization.calibrated_models import random_windows
+    from workbench.checkpoint.huggingface import HFCheckpoint
+    from workbench.quantization.attention_inputs import collect_attention_inputs
+    from workbench.quantization.kv_error import KVStudy
+    from workbench.quantization.ranges import ActivationRanges
+
+    source, folder = HFCheckpoint.open(random_model_dir()), tmp_path_factory.mktemp("attention")
+    collect_attention_inputs(source, random_windows(2, seed=1), folder, "float32")
+    return KVStudy(source.config, folder, ActivationRanges.load(random_calibration))
 
 
 @pytest.fixture(scope="session")

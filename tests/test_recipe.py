@@ -85,6 +85,18 @@ def test_a_recipe_reads_back_from_its_file(tmp_path: Path) -> None:
     assert Recipe.load(tmp_path / "recipe.yaml") == recipe
 
 
+def test_a_recipe_reads_back_from_its_text() -> None:
+    recipe = Recipe(weights=SmoothQuant(alpha_by_group={"layers.1.down": 0.7}), kv_cache=Int8KVCache())
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert Recipe.from_yaml("") == Recipe()
+    assert Recipe.from_yaml("dtype: bfloat16") == Recipe(dtype="bfloat16")
+
+
+def test_a_text_that_is_not_yaml_says_where() -> None:
+    with pytest.raises(RecipeError, match=r"the text is not YAML \(.*line 1.*\); mend the line"):
+        Recipe.from_yaml("dtype: [float16")
+
+
 def test_an_empty_file_is_the_default_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("# nothing chosen yet\n")
     assert Recipe.load(tmp_path / "recipe.yaml") == Recipe()

@@ -10,20 +10,23 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# Name here -> module, and the name there where it differs.
 _LAZY = {
-    "Recipe": "workbench.recipe",
-    "LayerDiff": "workbench.evaluation.layer_diff",
-    "ui": "workbench.ui",
+    "Recipe": ("workbench.recipe", "Recipe"),
+    "LayerDiff": ("workbench.evaluation.layer_diff", "LayerDiff"),
+    "open": ("workbench.ui.notebook", "open_bench"),
+    "ui": ("workbench.ui", None),
 }
 
-__all__ = ["LayerDiff", "Recipe", "__version__", "ui"]
+__all__ = ["LayerDiff", "Recipe", "__version__", "open", "ui"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
-    module = importlib.import_module(_LAZY[name])
-    return module if _LAZY[name].endswith(f".{name}") else getattr(module, name)
+    place, attribute = _LAZY[name]
+    module = importlib.import_module(place)
+    return module if attribute is None else getattr(module, attribute)
 
 
 def __dir__() -> list[str]:

@@ -224,16 +224,28 @@ class Recipe:
         Raises:
             RecipeError: the file is missing, is not YAML, or holds an unknown key or an illegal value.
         """
-        import yaml
-
         path = Path(path)
         if not path.is_file():
             raise RecipeError(f"recipe {path} is not a file", fix="give the path of a YAML file")
+        return cls._read(path.read_bytes(), f"recipe {path}", "mend the file")
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """The recipe that a YAML text states; absent keys take their defaults.
+
+        Raises:
+            RecipeError: the text is not YAML, or holds an unknown key or an illegal value.
+        """
+        return cls._read(text.encode(), "the text", "mend the line")
+
+    @classmethod
+    def _read(cls, text: bytes, name: str, fix: str) -> Recipe:
+        from workbench.strict_yaml import read_yaml
+
         try:
-            content = _yaml_content(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(f"recipe {path} is not YAML ({reason})", fix="mend the file") from error
+            content = read_yaml(text)
+        except ValueError as error:
+            raise RecipeError(f"{name} is not YAML ({error})", fix=fix) from error
         return cls.from_dict({} if content is None else content)
 
     @classmethod
@@ -278,26 +290,6 @@ class Recipe:
             if owner is not None:
                 words += _flags_of(owner)
         return words
-
-
-def _yaml_content(text: str) -> Any:
-    """What a YAML text holds. YAML forbids equal keys in one mapping; its reader alone would take the last of them.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-    """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen: list[Any] = []
-            for key, _ in node.value:
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
-                seen.append(key.value)
-            return super().construct_mapping(node, deep)
-
-    return yaml.load(text, Loader)
 
 
 def _flags_of(owner: Any) -> list[str]:

@@ -83,7 +83,7 @@ def test_tensors_that_do_not_touch_are_joined_all_the_same() -> None:
     )
 
 
-def test_memory_is_that_of_the_largest_tensor_and_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_that_of_the_largest_tensor_and_a_period() -> None:
     shape = (3, PERIOD // 2)
     planned = {f"{layer}.weight": TensorSpec(torch.int8, shape) for layer in range(9)}
     tensors = DummyTensors(planned)

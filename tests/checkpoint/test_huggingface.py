@@ -87,6 +87,13 @@ def test_the_fingerprint_tells_models_apart(model: Breakable) -> None:
     assert HFCheckpoint.open(model.folder).fingerprint() != before
 
 
+def test_a_folder_that_is_gone_meanwhile_has_no_fingerprint(model: Breakable) -> None:
+    source = HFCheckpoint.open(model.folder)
+    shutil.rmtree(model.folder)
+    with pytest.raises(CheckpointError, match="was moved or deleted meanwhile; put the folder back, and try again"):
+        source.fingerprint()
+
+
 # ---- what is refused
 
 

@@ -8,14 +8,24 @@ import pytest
 import torch
 
 from tests.tolerances import HF_TAPS
+from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.errors import CheckpointError, LimitError
 from workbench.evaluation import compare
-from workbench.evaluation.compare import CompareOptions, compare_folders, precision_of
+from workbench.evaluation.compare import (
+    CompareOptions,
+    Side,
+    compare_folders,
+    compare_sides,
+    float64_reruns,
+    incomparable_sites,
+    precision_of,
+)
 from workbench.model.taps import LAYER_SITES
 from workbench.quantization.calibrated import CalibratedOptions, convert_calibrated
 from workbench.quantization.calibration import CalibrationOptions, CalibrationWindows, calibrate
 from workbench.quantization.convert import convert
 from workbench.recipe import Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
+from workbench.runtime.session import TorchSession
 
 INT8 = Recipe(dtype="bfloat16", weights=Int8WeightOnly())
 
@@ -26,9 +36,9 @@ def random_ids(monkeypatch):
 
     def ids(_model_dir, options):
         shape = (options.windows, options.length)
-        return torch.randint(3, 97, shape, generator=torch.Generator().manual_seed(0))
+        return torch.randint(3, 97, shape, generator=torch.Generator().manual_seed(0)), None
 
-    monkeypatch.setattr(compare, "_window_ids", ids)
+    monkeypatch.setattr(compare, "_windows", ids)
 
 
 def _converted(model_dir, recipe, tmp_path):
@@ -109,7 +119,7 @@ def test_int8_costs_something_and_the_code_is_right(random_model_dir, tmp_path):
     assert diff.frame["relative_l2"].iloc[-1] > 1e-3
     assert "so the code is right" in diff.verdict
     assert diff.frame["float64_same_weights"].max() < HF_TAPS[torch.float64]
-    assert [event.task for event in events] == ["compare layers"] * 2 + ["compare in float64"] * 2
+    assert [event.task for event in events if event.depth == 0] == ["compare layers"] * 2 + ["compare in float64"] * 2
 
 
 @pytest.mark.usefixtures("random_ids")
@@ -135,3 +145,64 @@ def test_a_text_of_one_s_own(demo_model_dir, demo_checkpoint):
     assert diff.first_divergence is None
     with pytest.raises(LimitError, match="the text has 51 tokens, but 4 windows of 24 need 96"):
         compare_folders(demo_model_dir, checkpoint, CompareOptions(text=text, windows=4, length=24))
+
+
+@pytest.mark.usefixtures("random_ids")
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(dtype="float16", weights=SmoothQuant()), Recipe(dtype="float32", kv_cache=Int8KVCache())],
+    ids=["W8A8", "INT8 KV cache"],
+)
+def test_float64_blames_no_code_where_hugging_face_cannot_run_the_weights(random_model_dir, tmp_path, recipe):
+    model_dir = random_model_dir(bias=True)
+    convert(model_dir, recipe, tmp_path / "checkpoint", ranges=_ranges(model_dir, tmp_path / "ranges"))
+    diff = compare_folders(model_dir, tmp_path / "checkpoint", CompareOptions(windows=1, length=16, float64=True))
+    assert "float64_same_weights" not in diff.frame
+    assert "so rounding is not the cause" in diff.verdict
+    assert "the code differs" not in diff.verdict
+
+
+def test_two_of_ours_are_compared_where_they_can_be(random_model_dir, tmp_path):
+    """Models that were smoothed alike on the same ranges share every site; others do not."""
+    model_dir = random_model_dir(bias=True)
+    ranges = _ranges(model_dir, tmp_path / "ranges")
+    recipes = {
+        "smooth": Recipe(dtype="float16", weights=SmoothQuant(alpha=0.5)),
+        "static": Recipe(dtype="float16", weights=SmoothQuant(alpha=0.5, activation="per_tensor")),
+        "other": Recipe(dtype="float16", weights=SmoothQuant(alpha=0.7, groups=("down",))),
+        "other, static": Recipe(
+            dtype="float16", weights=SmoothQuant(activation="per_tensor", alpha=0.7, groups=("down",))
+        ),
+        "plain": Recipe(dtype="float16"),
+    }
+    made = {name: convert(model_dir, recipe, tmp_path / name, ranges=ranges) for name, recipe in recipes.items()}
+    assert incomparable_sites(made["smooth"], made["static"]) == frozenset()
+    assert incomparable_sites(None, made["plain"]) == frozenset()
+    assert incomparable_sites(made["plain"], made["other"]) == {"mlp.gate_up", "mlp.act"}
+    # down's scale leaves no trace in the norms, so nothing shows that both were smoothed by the same ranges.
+    assert incomparable_sites(made["other"], made["other, static"]) == {"mlp.gate_up", "mlp.act"}
+    everything = incomparable_sites(None, made["smooth"])
+    assert incomparable_sites(made["other"], made["smooth"]) == everything
+    elsewhere = calibrate(
+        model_dir,
+        CalibrationWindows(torch.full((2, 8), 5), "one id", "none"),
+        tmp_path / "elsewhere",
+        CalibrationOptions("float32"),
+    )
+    again = convert(model_dir, recipes["smooth"], tmp_path / "again", ranges=elsewhere)
+    assert incomparable_sites(made["smooth"], again) == everything
+
+
+def test_the_coarser_side_s_precision_judges(random_model_dir, tmp_path):
+    model_dir = random_model_dir(bias=True)
+    int8 = convert(model_dir, INT8, tmp_path / "int8")
+    plain = convert(model_dir, Recipe(dtype="bfloat16"), tmp_path / "plain")
+    named = {"q": int8, "p": plain}
+    sides = [Side(name, TorchSession.open(each), precision_of(each), each) for name, each in named.items()]
+    ids = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(0))
+    diff = compare_sides(*sides, ids)
+    assert diff.precision == "int8"
+    assert (diff.options.reference_name, diff.options.candidate_name) == ("q", "p")
+    rerun, same_weights = float64_reruns(HFCheckpoint.open(model_dir), (int8, plain), ids[:1])
+    assert same_weights is None
+    assert rerun.frame["relative_l2"].iloc[-1] > 1e-4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tolerances import HF_TAPS
-from workbench.errors import LimitError, WorkbenchError
+from workbench.errors import Cancelled, LimitError, WorkbenchError
 from workbench.evaluation.hf_reference import HFReference
 from workbench.evaluation.layer_diff import METRICS, DiffOptions, LayerDiff
 from workbench.model.taps import LAYER_SITES, tap_names
@@ -140,11 +140,66 @@ def test_float64_reruns_tell_the_cause(model, other, words):
     diff = LayerDiff.compare(_theirs(model), _ours(ours), model.ids)
     same = LayerDiff.compare(_theirs(model if other == "code" else ours, wide), _ours(ours, wide), model.ids)
     original = LayerDiff.compare(_theirs(model, wide), _ours(ours, wide), model.ids)
-    judged = diff.with_float64(same, original)
+    judged = diff.with_float64(original, same)
     assert words in judged.verdict
     assert judged.frame["float64"].iloc[-1] == original.frame["relative_l2"].iloc[-1]
     assert judged.frame["float64_same_weights"].iloc[-1] == same.frame["relative_l2"].iloc[-1]
     assert diff.verdict == ""
+
+
+def test_without_the_same_weights_float64_blames_no_code(model):
+    spoiled = _spoiled(model, 1, "down")
+    wide = torch.float64
+    diff = LayerDiff.compare(_theirs(model), _ours(spoiled), model.ids)
+    original = LayerDiff.compare(_theirs(model, wide), _ours(spoiled, wide), model.ids)
+    assert "differ from layers.1.mlp.down on, so rounding is not the cause" in diff.with_float64(original).verdict
+    exact = LayerDiff.compare(_theirs(model, wide), _ours(model, wide), model.ids)
+    assert "every difference is rounding" in diff.with_float64(exact).verdict
+
+
+def test_errors_per_token_add_up_to_the_tap_s(good, model):
+    errors = good.per_token
+    assert torch.equal(errors.ids, model.ids)
+    assert errors.of("logits").shape == model.ids.shape
+    reference = torch.cat([_theirs(model).logits(ids[None]) for ids in model.ids])
+    energy = reference.double().square().sum(-1)
+    whole = ((errors.of("logits").double().square() * energy).sum() / energy.sum()).sqrt()
+    tap = good.frame.set_index("tap").loc["logits", "relative_l2"]
+    assert float(whole) == pytest.approx(tap, rel=1e-3)
+    assert errors.window_texts(0)[0] == f"<{int(model.ids[0, 0])}>"
+
+
+def test_tokens_have_texts_where_a_tokenizer_is_known(model):
+    class Tokenizer:
+        def convert_ids_to_tokens(self, token):
+            return f"t{token}"
+
+        def decode(self, ids):
+            return f"t{ids[0]} "
+
+    diff = LayerDiff.compare(_ours(model), _ours(model), model.ids, DiffOptions(tokenizer=Tokenizer()))
+    assert diff.per_token.window_texts(1) == tuple(f"t{token} " for token in model.ids[1].tolist())
+
+
+def test_the_histogram_of_errors_counts_every_finite_sample(good):
+    edges, counts = good.error_histogram("layers.0.mlp.down", 20)
+    reference, candidate = good.samples("layers.0.mlp.down")
+    assert (len(edges), counts.sum()) == (21, len(reference))
+    error = (candidate.double() - reference.double()).numpy()
+    assert (edges[0], edges[-1]) == (error.min(), error.max())
+    lost = replace(good, _samples={"embedding": (torch.ones(3), torch.full((3,), torch.nan))})
+    assert [len(part) for part in lost.error_histogram("embedding")] == [0, 0]
+
+
+def test_a_stop_does_not_wait_for_a_window_s_end(model):
+    def stop(event):
+        if event.depth == 1 and event.done == 3:
+            raise Cancelled
+
+    session = _ours(model)
+    with pytest.raises(Cancelled):
+        LayerDiff.compare(_theirs(model), session, model.ids, report=stop)
+    assert LayerDiff.compare(_theirs(model), session, model.ids)
 
 
 def test_save(good, tmp_path):
@@ -181,4 +236,4 @@ def test_plot_of_an_exact_match(model):
 def test_progress_counts_windows(model):
     events = []
     LayerDiff.compare(_ours(model), _ours(model), model.ids, report=events.append)
-    assert [(event.done, event.total) for event in events] == [(1, 2), (2, 2)]
+    assert [(event.done, event.total) for event in events if event.depth == 0] == [(1, 2), (2, 2)]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from workbench.evaluation import tap_error
 from workbench.evaluation.tap_error import DIVERGENCE, SAMPLES_PER_TAP, TapError, diverges
 
 
@@ -89,3 +90,44 @@ def test_limits_are_in_the_order_of_the_precisions():
 def test_shapes_must_be_the_same():
     with pytest.raises(ValueError, match=r"shape \[2\] against one of \[3\]"):
         TapError("tap", 1).add(torch.ones(2), torch.ones(3))
+
+
+def test_every_token_has_an_error_of_its_own():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 6, generator=generator)
+    y = x.clone()
+    y[0, 2] *= 1.5
+    error = TapError("tap", 2)
+    error.add(x, y)
+    error.add(x, x)
+    assert torch.allclose(error.tokens(), torch.tensor([[0, 0, 0.5, 0], [0, 0, 0, 0]]))
+    heads = TapError("heads", 1)
+    heads.add(x.view(1, 4, 3, 2).transpose(1, 2), y.view(1, 4, 3, 2).transpose(1, 2))
+    assert torch.allclose(heads.tokens(), torch.tensor([[0, 0, 0.5, 0]]))
+
+
+def test_a_token_of_zeros_is_exact_or_as_wrong_as_can_be():
+    reference, candidate = torch.zeros(1, 3, 2), torch.zeros(1, 3, 2)
+    candidate[0, 1], candidate[0, 2] = 1, math.nan
+    error = TapError("tap", 1)
+    error.add(reference, candidate)
+    exact, wrong, broken = error.tokens()[0].tolist()
+    assert (exact, wrong) == (0, math.inf)
+    assert math.isnan(broken)
+
+
+def test_only_so_many_tokens_are_kept(monkeypatch):
+    monkeypatch.setattr(tap_error, "TOKENS_PER_TAP", 10)
+    error = TapError("tap", 4)
+    for _ in range(4):
+        error.add(torch.ones(1, 4, 2), torch.ones(1, 4, 2))
+    assert error.tokens().shape == (2, 4)
+    long = TapError("tap", 1)
+    long.add(torch.ones(1, 11, 2), torch.ones(1, 11, 2))
+    assert long.tokens().shape == (1, 11)
+
+
+def test_values_without_tokens_have_none():
+    error = TapError("tap", 1)
+    error.add(torch.ones(5), torch.ones(5))
+    assert error.tokens().shape == (0, 0)

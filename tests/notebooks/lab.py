@@ -77,6 +77,14 @@ def open_notebook(lab: Lab, name: str, chromium: str) -> Iterator[Any]:
             browser.close()
 
 
+def command(page: Any, name: str, arguments: dict[str, Any] | None = None, limit_ms: int = 240_000) -> Any:
+    """What a JupyterLab command returns; None when it takes longer than ``limit_ms``."""
+    script = """([name, given, limit]) => Promise.race([
+        window.jupyterapp.commands.execute(name, given),
+        new Promise((resolve) => setTimeout(() => resolve(null), limit))])"""
+    return page.evaluate(script, [name, arguments or {}, limit_ms])
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

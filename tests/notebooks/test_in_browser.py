@@ -1,4 +1,4 @@
-"""The first notebook in a real JupyterLab: a click on a cell of the heat map draws another tap.
+"""The first notebook in a real JupyterLab: a click on the map, a line or a token shows another tap or token.
 
 Screenshots go to the git-ignored folder ``screenshots/``: look at them when the panel has changed.
 """
@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from lab import find_chromium, open_notebook, running_lab
+from lab import command, find_chromium, open_notebook, running_lab
 
 CHROMIUM = find_chromium()
 SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
-COMMAND_MS = 240_000
 NOTEBOOK = "00_start_here.ipynb"
 
 pytestmark = [
@@ -35,19 +34,24 @@ def test_a_click_draws_another_tap(notebooks, tmp_path):
     ):
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        _command(page, "application:toggle-left-area")
-        assert _command(page, "notebook:run-all-cells"), "a cell failed, or all of them took too long"
+        command(page, "application:toggle-left-area")
+        assert command(page, "notebook:run-all-cells"), "a cell failed, or all of them took too long"
         panel = _Panel(page)
-        first = panel.picture()
+        first = panel.points()
 
         panel.cell(9, 3).click()
         panel.wait_for("layers.3.mlp.gate_up")
-        second = panel.wait_for_picture_other_than(first)
+        second = panel.wait_for_points_other_than(first)
         assert panel.fits()
 
         panel.press("ArrowDown", "ArrowRight", "Enter")
         panel.wait_for("layers.4.mlp.act")
-        assert panel.wait_for_picture_other_than(second) != first
+        assert panel.wait_for_points_other_than(second) != first
+
+        panel.step_along_depth()
+        panel.wait_for("layers.4.mlp.act", there=False)
+        panel.token(5).click()
+        page.locator(".wb-token-box .wb-line", has_text="token 5 ").wait_for(timeout=10_000)
 
         panel.choose_metric("signal to noise [dB]")
         page.locator(".wb-heat[aria-label^='signal to noise']").wait_for(timeout=10_000)
@@ -58,21 +62,13 @@ def test_a_click_draws_another_tap(notebooks, tmp_path):
 def _look(page, panel):
     """Screenshots in both themes."""
     for theme in ("Light", "Dark"):
-        _command(page, "apputils:change-theme", {"theme": f"JupyterLab {theme}"})
+        command(page, "apputils:change-theme", {"theme": f"JupyterLab {theme}"})
         page.wait_for_function(f"document.body.dataset.jpThemeName === 'JupyterLab {theme}'")
         panel.scroll_to()
         page.wait_for_timeout(500)  # style sheets of a theme arrive after its name
         page.screenshot(path=SCREENSHOTS / f"panel_{theme.lower()}.png")
     page.locator(".jp-RenderedImage img").first.scroll_into_view_if_needed()
     page.screenshot(path=SCREENSHOTS / "figure.png")
-
-
-def _command(page, name, arguments=None):
-    """What a JupyterLab command returns; null when it takes longer than ``COMMAND_MS``."""
-    script = """([name, given, limit]) => Promise.race([
-        window.jupyterapp.commands.execute(name, given),
-        new Promise((resolve) => setTimeout(() => resolve(null), limit))])"""
-    return page.evaluate(script, [name, arguments or {}, COMMAND_MS])
 
 
 class _Panel:
@@ -82,35 +78,49 @@ class _Panel:
         self.page = page
         page.locator(".wb-map .wb-cell").first.wait_for(timeout=30_000)
         self.scroll_to()
-        self.image = page.locator("img.wb-tap-plot")
-        self.image.wait_for()
+        self.values = page.locator(".wb-tap-values svg path")
+        self.values.first.wait_for()
 
     def scroll_to(self):
-        self.page.locator(".wb-map").evaluate("map => map.parentElement.scrollIntoView({block: 'start'})")
+        self.page.locator(".wb-layer-diff").evaluate("panel => panel.scrollIntoView({block: 'start'})")
 
     def choose_metric(self, label):
         self.page.locator(".wb-metrics select").select_option(label=label)
 
     def cell(self, row, column):
-        return self.page.locator(f".wb-cell[data-row='{row}'][data-column='{column}']")
+        return self.page.locator(f".wb-map .wb-cell[data-row='{row}'][data-column='{column}']")
+
+    def token(self, index):
+        return self.page.locator(f".wb-token-box .wb-token[data-index='{index}']")
 
     def press(self, *keys):
-        self.page.locator(".wb-heat").focus()
+        self.page.locator(".wb-map .wb-heat").focus()
         for key in keys:
             self.page.keyboard.press(key)
 
-    def picture(self):
-        return self.image.get_attribute("src")
+    def step_along_depth(self):
+        """Choose the next point of a line with the keyboard."""
+        self.page.locator(".wb-depth .wb-chart").focus()
+        for key in ("ArrowRight", "ArrowRight", "Enter"):
+            self.page.keyboard.press(key)
 
-    def wait_for(self, tap):
-        self.page.locator(".wb-status", has_text=tap).wait_for(timeout=10_000)
+    def points(self):
+        """The paths of the scatter, as drawn."""
+        return self.values.evaluate_all("paths => paths.map((path) => path.getAttribute('d')).join()")
 
-    def wait_for_picture_other_than(self, source):
+    def wait_for(self, tap, *, there=True):
+        state = "visible" if there else "detached"
+        self.page.locator(".wb-tap .wb-line", has_text=tap).wait_for(timeout=10_000, state=state)
+
+    def wait_for_points_other_than(self, points):
         self.page.wait_for_function(
-            "old => document.querySelector('img.wb-tap-plot')?.src !== old", arg=source, timeout=10_000
+            """old => [...document.querySelectorAll('.wb-tap-values svg path')]
+                .map((path) => path.getAttribute('d')).join() !== old""",
+            arg=points,
+            timeout=10_000,
         )
-        return self.picture()
+        return self.points()
 
     def fits(self):
         """Whether nothing of the panel is cut off on the right."""
-        return self.page.locator(".wb-map").evaluate("map => map.scrollWidth <= map.clientWidth + 1")
+        return self.page.locator(".wb-layer-diff").evaluate("panel => panel.scrollWidth <= panel.clientWidth + 1")

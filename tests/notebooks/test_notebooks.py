@@ -53,6 +53,7 @@ def test_it_runs(path, notebooks):
     kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert "application/vnd.jupyter.widget-view+json" in kinds
     assert "image/png" in kinds
-    texts = "".join(output.get("text", "") for output in outputs)
-    assert "same model" in texts
-    assert "network check passed: True" in texts
+    if path.stem == "00_start_here":
+        texts = "".join(output.get("text", "") for output in outputs)
+        assert "same model" in texts
+        assert "network check passed: True" in texts

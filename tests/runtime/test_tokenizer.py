@@ -10,7 +10,7 @@ import pytest
 
 from tests.runtime.small_sentencepiece import internlm2
 from workbench.errors import CheckpointError
-from workbench.runtime.tokenizer import load_tokenizer
+from workbench.runtime.tokenizer import load_tokenizer, offers_chat_template
 
 
 def test_the_demo_tokenizer_takes_text_there_and_back(demo_tokenizer: Any) -> None:
@@ -76,3 +76,20 @@ def test_tokenizer_json_comes_before_tokenizer_model(demo_model_dir: Path, tmp_p
     assert len(load_tokenizer(folder)) == 420
     shutil.copy(demo_model_dir / "tokenizer.json", folder)
     assert len(load_tokenizer(folder)) > 40000
+
+
+@pytest.mark.parametrize(
+    ("files", "offered"),
+    [
+        ({}, False),
+        ({"tokenizer_config.json": "{}"}, False),
+        ({"tokenizer_config.json": "[1]"}, False),
+        ({"tokenizer_config.json": "{ not json"}, False),
+        ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, True),
+        ({"tokenizer_config.json": "{}", "chat_template.jinja": "{{ messages }}"}, True),
+    ],
+)
+def test_a_chat_template_is_found_without_the_tokenizer(tmp_path: Path, files: dict[str, str], offered: bool) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert offers_chat_template(tmp_path) is offered

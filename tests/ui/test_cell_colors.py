@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from workbench.evaluation.layer_diff import METRICS
-from workbench.evaluation.palette import BROKEN, EXACT
-from workbench.ui.cell_colors import METRIC_VIEWS, color_cells, scale_gradient
+from workbench.evaluation.palette import BROKEN, EXACT, MISSING, RATIO_MAP
+from workbench.ui.cell_colors import METRIC_VIEWS, MetricView, color_cells, scale_gradient, value_text
 
 BEST, WORST = "#440154", "#fde725"  # the ends of viridis
 
@@ -59,3 +59,33 @@ def test_nothing_but_exact_cells_have_no_scale():
 def test_gradient_runs_from_best_to_worst():
     gradient = scale_gradient()
     assert gradient.index(BEST) < gradient.index(WORST)
+
+
+def test_colours_around_a_middle():
+    view = MetricView("ratio", "", colors=RATIO_MAP, center=1.0)
+    cells = color_cells(np.array([0.5, 1.0, 4.0]), view)
+    assert (cells.best, cells.worst) == (0.25, 4.0)
+    even = color_cells(np.array([1.0, 1.0]), view)
+    assert even.colors[0] == cells.colors[1]
+    assert color_cells(np.array([0.25, 4.0]), view).colors[1] == cells.colors[2]
+
+
+def test_what_nobody_measured_has_no_colour():
+    view = MetricView("magnitude", "", nan_is_missing=True)
+    assert list(color_cells(np.array([np.nan, 1.0]), view).colors) == [MISSING, BEST]
+    assert value_text(math.nan, view) == "not known"
+    assert value_text(math.nan, METRIC_VIEWS["snr_db"]) == "not a number"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.000123456, "0.000123"), (3.14159, "3.14"), (999.4, "999"), (29440.0, "29,440"), (3e9, "3e+09"), (0.0, "0")],
+)
+def test_plain_numbers(value, text):
+    assert value_text(value, MetricView("magnitude", "")) == text
+
+
+def test_numbers_with_a_format():
+    assert value_text(0.01234, METRIC_VIEWS["relative_l2"]) == "1.23e-02"
+    assert value_text(math.inf, METRIC_VIEWS["snr_db"]) == "infinite (exact)"
+    assert value_text(math.inf, METRIC_VIEWS["relative_l2"]) == "inf"

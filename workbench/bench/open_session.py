@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from workbench.errors import BackendError, CheckpointError, nearest
 
 if TYPE_CHECKING:
+    from workbench.checkpoint.unified import Checkpoint
     from workbench.runtime.session import Session
 
 BACKENDS = ("auto", "cpu", "torch", "tensorrt")
@@ -108,10 +109,20 @@ def _open_engine(folder: Path, backend: str) -> OpenedSession:
 
 
 def _open_engines_checkpoint(folder: Path, backend: str, why: str) -> OpenedSession:
-    """The checkpoint that an engine was built from, which must still be the same."""
+    from workbench.runtime.session import TorchSession
+
+    session = TorchSession.open(engines_checkpoint(folder), backend)
+    return OpenedSession(session, f"backend {backend} on the engine's checkpoint: {why}")
+
+
+def engines_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint that an engine was built from, with the engine's limits, which may differ from its own.
+
+    Raises:
+        CheckpointError: it is not an engine's folder, or the checkpoint is gone or has changed.
+    """
     from workbench.checkpoint.unified import load_checkpoint
     from workbench.engine.folder import read_engine_config
-    from workbench.runtime.session import TorchSession
 
     engine = read_engine_config(folder)
     if not engine.checkpoint_dir.is_dir():
@@ -125,7 +136,4 @@ def _open_engines_checkpoint(folder: Path, backend: str, why: str) -> OpenedSess
             f"checkpoint {engine.checkpoint_dir} has changed since engine {folder} was built from it",
             fix="build the engine again",
         )
-    # The engine's limits are the ones asked for, and may differ from those of the checkpoint.
-    recipe = replace(checkpoint.recipe, build=engine.recipe.build)
-    session = TorchSession.open(replace(checkpoint, recipe=recipe), backend)
-    return OpenedSession(session, f"backend {backend} on the engine's checkpoint: {why}")
+    return replace(checkpoint, recipe=replace(checkpoint.recipe, build=engine.recipe.build))

@@ -101,8 +101,17 @@ class HFCheckpoint(WeightSource):
         return f"{self.files[stored].path}: tensor {stored!r}"
 
     def fingerprint(self) -> str:
-        """Which model this is: SHA-256 over the config, the files' lists of tensors and sizes, and tensors' starts."""
-        digest = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes())
+        """Which model this is: SHA-256 over the config, the files' lists of tensors and sizes, and tensors' starts.
+
+        Raises:
+            CheckpointError: the folder was moved or deleted since it was opened.
+        """
+        try:
+            digest = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes())
+        except OSError as error:
+            raise CheckpointError(
+                f"the model in {self.folder} was moved or deleted meanwhile", fix="put the folder back, and try again"
+            ) from error
         for file in sorted(set(self.files.values()), key=lambda file: file.path.name):
             digest.update(file.head + f"{file.path.name} {file.bytes}".encode())
             for name in file.specs:

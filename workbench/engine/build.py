@@ -211,8 +211,12 @@ def write_engine(
     return outcome
 
 
-def network_of(trt: Any, builder: Any, checkpoint: Checkpoint, recipe: Recipe) -> DecoderNetwork:
+def network_of(
+    trt: Any, builder: Any, checkpoint: Checkpoint, recipe: Recipe, *, every_position: bool = False
+) -> DecoderNetwork:
     """The checkpoint's network; its weights are read once and held, since TensorRT does not copy constants.
+
+    ``every_position``: see :func:`build_network`.
 
     Raises:
         BuildError: the limits ask for more positions than the model has.
@@ -226,7 +230,7 @@ def network_of(trt: Any, builder: Any, checkpoint: Checkpoint, recipe: Recipe) -
         )
     weights = dataclasses.replace(checkpoint.weights, layers=list(checkpoint.weights.layers))
     model = InternLM(config, weights, rotary_tables(config, limits.max_seq_len))
-    return build_network(trt, builder, model, getattr(torch, recipe.dtype), limits)
+    return build_network(trt, builder, model, getattr(torch, recipe.dtype), limits, every_position=every_position)
 
 
 def _checked(trt: Any, network: DecoderNetwork, options: BuildOptions, report: Reporter) -> NetworkCheck | None:

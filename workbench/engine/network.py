@@ -49,10 +49,22 @@ class DecoderNetwork:
         return [self.network.get_output(index).name for index in range(self.network.num_outputs)]
 
 
-def build_network(trt: Any, builder: Any, model: InternLM, dtype: torch.dtype, limits: BuildLimits) -> DecoderNetwork:
-    """Write ``model`` into a new network of ``builder``."""
+def build_network(
+    trt: Any,
+    builder: Any,
+    model: InternLM,
+    dtype: torch.dtype,
+    limits: BuildLimits,
+    *,
+    every_position: bool = False,
+) -> DecoderNetwork:
+    """Write ``model`` into a new network of ``builder``.
+
+    ``every_position`` leaves the choice of the last token out, so that ``logits`` is ``[batch, seq, vocab]``: for
+    comparing, never for a plan.
+    """
     network = builder.create_network(0)
-    inputs = _Inputs(trt, network, model, dtype, limits)
+    inputs = _Inputs(trt, network, model, dtype, limits, every_position)
     ops = TensorRTOps(trt, network, dtype, tp_size=model.mapping.tp_size, hidden_in=inputs.hidden_in())
     output = model.forward(ops, inputs.step(), inputs.caches())
     if output.logits is not None:
@@ -74,14 +86,16 @@ class _Inputs:
     model: InternLM
     dtype: torch.dtype
     limits: BuildLimits
+    every_position: bool = False
 
     def step(self) -> Step[Any]:
         kind = self.trt.DataType
+        chooses = self.model.mapping.is_last_stage and not self.every_position
         return Step(
             ids=self._add("input_ids", kind.INT32, (-1, -1)) if self.model.mapping.is_first_stage else None,
             positions=self._add("position_ids", kind.INT64, (-1, -1)),
             start=self._add("start", kind.INT32, (-1,)),
-            last_token=self._add("last_token", kind.INT32, (-1,)) if self.model.mapping.is_last_stage else None,
+            last_token=self._add("last_token", kind.INT32, (-1,)) if chooses else None,
         )
 
     def hidden_in(self) -> Any | None:

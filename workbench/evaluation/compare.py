@@ -1,10 +1,14 @@
-"""From two folders to a layer difference: opens both, cuts the text, runs the reruns. The work is done elsewhere."""
+"""Two models side by side: which taps of them can be compared, in what precision, and what float64 says.
+
+Opens the two folders of the command line; other ways to come by a model are not known here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +16,9 @@ from torch import Tensor
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.errors import CheckpointError
-from workbench.evaluation.hf_reference import HFReference
 from workbench.evaluation.layer_diff import DiffOptions, LayerDiff
+from workbench.evaluation.tap_error import DIVERGENCE
+from workbench.evaluation.tap_stream import HasTaps
 from workbench.evaluation.texts import offline_text, windows
 from workbench.model.rotary import stretched
 from workbench.progress import ProgressEvent, Reporter, silent
@@ -66,41 +71,94 @@ def compare_folders(
         CheckpointError: a folder that cannot be read, or a checkpoint of a model of another size.
         LimitError: a text too short for the windows.
     """
+    from workbench.evaluation.hf_reference import HFReference
+
     options = options or CompareOptions()
     checkpoint = load_checkpoint(checkpoint_dir)
     original = HFCheckpoint.open(model_dir)
     original = dataclasses.replace(original, config=stretched(original.config, checkpoint.recipe.max_positions))
-    _check_same_size(original, checkpoint)
-    ids = _window_ids(model_dir, options)
-    names = DiffOptions(
-        precision_of(checkpoint),
-        f"Hugging Face {dtype_name(options.reference_dtype)}",
-        rescaled_sites=rescaled_sites(checkpoint),
-    )
-    reference = HFReference.from_weights(
-        original.config, original.weights(options.reference_dtype), options.reference_dtype
-    )
-    candidate = TorchSession.open(checkpoint, options.backend)
-    diff = LayerDiff.compare(reference, candidate, ids, names, report)
-    del reference
-    candidate.close()
+    check_same_size(original, checkpoint)
+    ids, tokenizer = _windows(model_dir, options)
+    dtype = options.reference_dtype
+    hugging_face = HFReference.from_weights(original.config, original.weights(dtype), dtype)
+    session = TorchSession.open(checkpoint, options.backend)
+    reference = Side(f"Hugging Face {dtype_name(dtype)}", hugging_face, dtype_name(dtype))
+    candidate = Side("ours", session, precision_of(checkpoint), checkpoint)
+    diff = compare_sides(reference, candidate, ids, tokenizer, report)
+    del reference, hugging_face
+    session.close()
     if not options.float64:
         return diff
-    return diff.with_float64(*float64_reruns(original, checkpoint, ids[:1], report))
+    return diff.with_float64(*float64_reruns(original, (None, checkpoint), ids[:1], report))
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two models that are compared.
+
+    Attributes:
+        name: what tables and plots call it.
+        model: gives logits and taps.
+        precision: of its taps, a key of :data:`workbench.evaluation.tap_error.DIVERGENCE`.
+        checkpoint: whose weights it runs; None for the original model.
+    """
+
+    name: str
+    model: HasTaps
+    precision: str
+    checkpoint: Checkpoint | None = None
+
+
+def compare_sides(
+    reference: Side, candidate: Side, ids: Tensor, tokenizer: Any = None, report: Reporter = silent
+) -> LayerDiff:
+    """Two forms of one model on windows of tokens ``[windows, length]`` int64, judged by the coarser one's precision.
+
+    Raises:
+        LimitError, WorkbenchError: as :meth:`LayerDiff.compare`.
+    """
+    precision = max(reference.precision, candidate.precision, key=lambda name: DIVERGENCE[name])
+    left_out = incomparable_sites(reference.checkpoint, candidate.checkpoint)
+    names = DiffOptions(precision, reference.name, candidate.name, left_out, tokenizer)
+    return LayerDiff.compare(reference.model, candidate.model, ids, names, report)
 
 
 def float64_reruns(
-    original: HFCheckpoint, checkpoint: Checkpoint, ids: Tensor, report: Reporter = silent
-) -> tuple[LayerDiff, LayerDiff]:
-    """Both sides in float64: first with the checkpoint's weights on both, then with the original's on the reference."""
-    wide, diffs = torch.float64, []
-    candidate = TorchSession(checkpoint.config, checkpoint.weights, SessionOptions(wide, "torch"))
-    names = DiffOptions("float64", "Hugging Face float64", rescaled_sites=rescaled_sites(checkpoint))
-    for done, weights in enumerate((checkpoint.weights, original.weights(wide)), start=1):
-        reference = HFReference.from_weights(checkpoint.config, weights, wide)
-        diffs.append(LayerDiff.compare(reference, candidate, ids, names))
-        report(ProgressEvent("compare in float64", done, 2, "runs"))
-    return diffs[0], diffs[1]
+    original: HFCheckpoint, sides: tuple[Checkpoint | None, Checkpoint | None], ids: Tensor, report: Reporter = silent
+) -> tuple[LayerDiff, LayerDiff | None]:
+    """Two models in float64 on the CPU.
+
+    Args:
+        original: the model that both were made from.
+        sides: reference and candidate; None is Hugging Face with the original's weights.
+        ids: token ids ``[windows, length]``.
+        report: told the runs.
+
+    Returns:
+        The difference in float64, and that with the candidate's weights on both sides. The latter is None where it
+        says nothing (the reference is not Hugging Face) or cannot be had (Hugging Face cannot run quantized
+        activations, keys and values).
+    """
+    reference, candidate = sides
+    names = DiffOptions("float64", "reference", "candidate", incomparable_sites(reference, candidate))
+    tells_code = reference is None and candidate is not None and runs_in_hugging_face(candidate)
+    runs = 2 if tells_code else 1
+    ours = _in_float64(original, candidate)
+    diff = LayerDiff.compare(_in_float64(original, reference), ours, ids, names, _nested(report))
+    report(ProgressEvent("compare in float64", 1, runs, "runs"))
+    if not tells_code or candidate is None:
+        return diff, None
+    from workbench.evaluation.hf_reference import HFReference
+
+    theirs = HFReference.from_weights(candidate.config, candidate.weights, torch.float64)
+    same_weights = LayerDiff.compare(theirs, ours, ids, names, _nested(report))
+    report(ProgressEvent("compare in float64", runs, runs, "runs"))
+    return diff, same_weights
+
+
+def runs_in_hugging_face(checkpoint: Checkpoint) -> bool:
+    """Whether Hugging Face can run a checkpoint's weights: only weights are quantized."""
+    return not isinstance(checkpoint.recipe.weights, SmoothQuant) and checkpoint.recipe.kv_cache is None
 
 
 def precision_of(checkpoint: Checkpoint) -> str:
@@ -113,10 +171,49 @@ def precision_of(checkpoint: Checkpoint) -> str:
 
 def rescaled_sites(checkpoint: Checkpoint) -> frozenset[str]:
     """Sites whose values a checkpoint's smoothing divided or multiplied: they cannot equal the original's."""
-    weights = checkpoint.recipe.weights
-    smoothing = weights if isinstance(weights, SmoothQuant) else checkpoint.smoothing
+    smoothing = _smoothing(checkpoint)
     groups = () if smoothing is None else smoothing.groups
     return frozenset(site for group in groups for site in _RESCALED[group])
+
+
+def incomparable_sites(reference: Checkpoint | None, candidate: Checkpoint | None) -> frozenset[str]:
+    """Sites that hold other values in two models by design: either's smoothing moved scale into or out of them.
+
+    None is the original model. Two models that were smoothed alike differ nowhere by design.
+    """
+    if reference is not None and candidate is not None and _smoothed_alike(reference, candidate):
+        return frozenset()
+    return frozenset(site for side in (reference, candidate) if side is not None for site in rescaled_sites(side))
+
+
+def _smoothed_alike(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether both are known to carry the same scales: the choices say so, and the norms, which show the ranges."""
+    first, second = _smoothing(one), _smoothing(other)
+    if first is None or second is None or not {"qkv", "gate_up"} & set(first.groups):
+        return first is second
+    chosen = [(how.groups, how.alpha, how.alpha_by_group) for how in (first, second)]
+    return chosen[0] == chosen[1] and all(
+        torch.equal(ours.attention_norm, theirs.attention_norm) and torch.equal(ours.mlp_norm, theirs.mlp_norm)
+        for ours, theirs in zip(one.weights.layers, other.weights.layers, strict=True)
+    )
+
+
+def _smoothing(checkpoint: Checkpoint) -> SmoothQuant | None:
+    weights = checkpoint.recipe.weights
+    return weights if isinstance(weights, SmoothQuant) else checkpoint.smoothing
+
+
+def _in_float64(original: HFCheckpoint, side: Checkpoint | None) -> HasTaps:
+    wide = torch.float64
+    if side is None:
+        from workbench.evaluation.hf_reference import HFReference  # it takes seconds to import
+
+        return HFReference.from_weights(original.config, original.weights(wide), wide)
+    return TorchSession(side.config, side.weights, SessionOptions(wide, "torch"))
+
+
+def _nested(report: Reporter) -> Reporter:
+    return lambda event: report(dataclasses.replace(event, depth=event.depth + 1))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -124,13 +221,19 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _window_ids(model_dir: str | Path, options: CompareOptions) -> Tensor:
-    text = offline_text() if options.text is None else options.text
+def _windows(model_dir: str | Path, options: CompareOptions) -> tuple[Tensor, Any]:
+    """Token ids, and the tokenizer that cut them."""
     tokenizer = load_tokenizer(options.tokenizer_dir or model_dir, trust_remote_code=options.trust_remote_code)
-    return windows(tokenizer, text, options.windows, options.length)
+    text = offline_text() if options.text is None else options.text
+    return windows(tokenizer, text, options.windows, options.length), tokenizer
 
 
-def _check_same_size(original: HFCheckpoint, checkpoint: Checkpoint) -> None:
+def check_same_size(original: HFCheckpoint, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of a model of another size.
+
+    Raises:
+        CheckpointError: says which number differs.
+    """
     for item in dataclasses.fields(original.config):
         ours, theirs = getattr(checkpoint.config, item.name), getattr(original.config, item.name)
         if ours != theirs:

@@ -1,6 +1,7 @@
 """Hugging Face's own Llama, fed with our weights: the reference that every InternLM result is compared with.
 
-Every InternLM is a Llama in other names, some with biases, so no remote code is needed or run. Knows nothing about recipes or engines.
+Every InternLM is a Llama in other names, some with biases, so no remote code is needed or run. Knows nothing about
+recipes or engines.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TapSink = Callable[[str, Tensor], None]
 
 
 class HFReference:
-    """``LlamaForCausalLM`` with eager attention, on the CPU, in one dtype.
+    """``LlamaForCausalLM`` with eager attention, on one device, in one dtype.
 
     In float64 the places where Hugging Face computes in float32 whatever the dtype (norms, rotary tables, softmax) are
     widened too, so that what remains of a difference is no rounding.
@@ -36,8 +37,15 @@ class HFReference:
         self.config = config
         self.dtype = dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device(self.model.device)
+
     @classmethod
-    def open(cls, model_dir: str | Path, dtype: torch.dtype = torch.float32) -> HFReference:
+    def open(
+        cls, model_dir: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> HFReference:
         """The model of an HF checkpoint's folder.
 
         Raises:
@@ -46,10 +54,12 @@ class HFReference:
         from workbench.checkpoint.huggingface import HFCheckpoint
 
         checkpoint = HFCheckpoint.open(model_dir)
-        return cls.from_weights(checkpoint.config, checkpoint.weights(dtype), dtype)
+        return cls.from_weights(checkpoint.config, checkpoint.weights(dtype), dtype, device)
 
     @classmethod
-    def from_weights(cls, config: ModelConfig, weights: ModelWeights, dtype: torch.dtype) -> HFReference:
+    def from_weights(
+        cls, config: ModelConfig, weights: ModelWeights, dtype: torch.dtype, device: str | torch.device = "cpu"
+    ) -> HFReference:
         """The model of weights in memory; weight-only integers are multiplied out, so HF runs exactly what was stored.
 
         Raises:
@@ -58,8 +68,9 @@ class HFReference:
         hf_config = llama_config(config, widen=dtype == torch.float64)
         with torch.device("meta"):
             model: Any = LlamaForCausalLM(hf_config)
-        model.load_state_dict(state_dict(config, weights, dtype), strict=True, assign=True)
-        model.model.rotary_emb = LlamaRotaryEmbedding(hf_config)
+        state = {name: tensor.to(device) for name, tensor in state_tensors(config, weights, dtype)}
+        model.load_state_dict(state, strict=True, assign=True)
+        model.model.rotary_emb = LlamaRotaryEmbedding(hf_config).to(device)
         if dtype == torch.float64:
             _widen(model, config)
         generation: Any = GenerationConfig
@@ -78,7 +89,7 @@ class HFReference:
         _check_ids(ids, self.config)
         cache = _TapCache(on_tap)
         with torch.inference_mode(), _tap_hooks(self.model, on_tap):
-            logits: Tensor = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            logits: Tensor = self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=True).logits
             logits = logits if self.dtype == torch.float64 else logits.float()
             if on_tap is not None:
                 on_tap("logits", logits)
@@ -93,7 +104,7 @@ class HFReference:
         return [self._generate_one(prompt, max_output_len) for prompt in prompts]
 
     def _generate_one(self, prompt: list[int], max_output_len: int) -> list[int]:
-        ids = torch.tensor([prompt], dtype=torch.int64)
+        ids = torch.tensor([prompt], dtype=torch.int64, device=self.device)
         _check_ids(ids, self.config)
         model: Any = self.model
         with torch.inference_mode():
@@ -133,19 +144,16 @@ def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
     return {**scaled, "rope_theta": config.rope_theta}
 
 
-def state_dict(config: ModelConfig, weights: ModelWeights, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Our weights under Hugging Face's Llama names, the fused projections taken apart without a copy."""
+def state_tensors(config: ModelConfig, weights: ModelWeights, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Our weights under Hugging Face's Llama names, one after the other, the fused projections taken apart as views."""
     if weights.embedding is None or weights.final_norm is None or weights.lm_head is None:
         raise CheckpointError("these weights are one pipeline stage's part", fix="give the weights of a whole model")
-    state = {
-        "model.embed_tokens.weight": weights.embedding.to(dtype),
-        "model.norm.weight": weights.final_norm.to(dtype),
-        "lm_head.weight": _dense("lm_head", weights.lm_head, dtype).weight,
-    }
+    yield "model.embed_tokens.weight", weights.embedding.to(dtype)
+    yield "model.norm.weight", weights.final_norm.to(dtype)
+    yield "lm_head.weight", _dense("lm_head", weights.lm_head, dtype).weight
     for index, layer in enumerate(weights.layers):
-        prefix = f"model.layers.{index}."
-        state |= {prefix + name: tensor for name, tensor in _layer_state(config, layer, index, dtype)}
-    return state
+        for name, tensor in _layer_state(config, layer, index, dtype):
+            yield f"model.layers.{index}.{name}", tensor
 
 
 def _layer_state(
@@ -312,10 +320,13 @@ class _WideNorm(nn.Module):
 class _WideRotary(nn.Module):
     """cos and sin of RoPE in float64, each ``[batch, seq, head_dim]``."""
 
+    frequencies: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-        self.frequencies = config.rope_theta**-exponents / _position_divisor(config)
+        frequencies = config.rope_theta**-exponents / _position_divisor(config)
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angles = (position_ids[..., None].double() * self.frequencies).repeat(1, 1, 2)
@@ -329,7 +340,7 @@ def _position_divisor(config: ModelConfig) -> float:
 
 def _widen(model: LlamaForCausalLM, config: ModelConfig) -> None:
     decoder = model.model
-    decoder.rotary_emb = _WideRotary(config)
+    decoder.rotary_emb = _WideRotary(config).to(model.device)
     decoder.norm = _WideNorm(decoder.norm.weight, config.norm_epsilon)
     for layer in decoder.layers:
         layer.input_layernorm = _WideNorm(layer.input_layernorm.weight, config.norm_epsilon)

@@ -9,15 +9,20 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.errors import LimitError, WorkbenchError
 from workbench.evaluation.agreement import Agreement, AgreementMeter
 from workbench.evaluation.tap_error import DIVERGENCE, TapError, diverges
 from workbench.evaluation.tap_stream import HasTaps, TapStream
+from workbench.evaluation.token_errors import TokenErrors
+from workbench.evaluation.token_texts import token_texts
 from workbench.model.taps import split_tap
 from workbench.progress import ProgressEvent, Reporter, silent
 
@@ -40,12 +45,14 @@ class DiffOptions:
         precision: of the candidate; it decides how much error is rounding (``DIVERGENCE``). None: its taps' dtype.
         reference_name, candidate_name: what tables and plots call the two.
         rescaled_sites: sites that hold other values by design (smoothing moved scale into or out of them); left out.
+        tokenizer: gives the tokens their texts; None leaves them their ids.
     """
 
     precision: str | None = None
     reference_name: str = "Hugging Face"
     candidate_name: str = "ours"
     rescaled_sites: frozenset[str] = frozenset()
+    tokenizer: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +65,7 @@ class LayerDiff:
         summary: what the logits say: KL, top-1 agreement, both perplexities, the gate.
         options: the precision and the names of the two.
         windows, tokens: how many windows and tokens were run.
+        per_token: the errors of single tokens, at most a few thousand.
         verdict: one sentence from a float64 rerun; empty without one.
     """
 
@@ -66,6 +74,7 @@ class LayerDiff:
     options: DiffOptions
     windows: int
     tokens: int
+    per_token: TokenErrors = field(default_factory=lambda: TokenErrors(torch.zeros(0, 0, dtype=torch.int64), {}))
     verdict: str = ""
     _samples: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -89,13 +98,14 @@ class LayerDiff:
             raise LimitError(
                 f"token ids of shape {list(ids.shape)}", allowed="one window or more of two tokens or more"
             )
-        run = _Comparison(len(ids), options.rescaled_sites)
+        run = _Comparison(len(ids), options.rescaled_sites, report)
         for done, window in enumerate(ids, start=1):
             run.add(reference, candidate, window)
             report(ProgressEvent("compare layers", done, len(ids), "windows"))
         options = dataclasses.replace(options, precision=_known_precision(options.precision or run.precision))
         samples = {name: error.samples() for name, error in run.errors.items()}
-        return cls(run.frame(), run.meter.result(), options, ids.shape[0], ids.numel(), _samples=samples)
+        agreement, per_token = run.meter.result(), run.per_token(ids, options.tokenizer)
+        return cls(run.frame(), agreement, options, ids.shape[0], ids.numel(), per_token, _samples=samples)
 
     def __bool__(self) -> bool:
         """Whether the logits pass the gate of "the same model" (:meth:`Agreement.same_model`)."""
@@ -121,22 +131,40 @@ class LayerDiff:
             raise WorkbenchError(f"tap {tap!r} was not compared", fix="choose one of the frame's column 'tap'")
         return self._samples[tap]
 
+    def error_histogram(self, tap: str, bins: int = 60) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """How a tap's errors (candidate minus reference) spread: bin edges ``[bins + 1]`` and counts ``[bins]``.
+
+        Samples that are not finite are left out; both are empty when all are.
+
+        Raises:
+            WorkbenchError: no such tap was compared.
+        """
+        reference, candidate = self.samples(tap)
+        error = (candidate.double() - reference.double()).numpy()
+        error = error[np.isfinite(error)]
+        if not error.size:
+            return np.zeros(0), np.zeros(0, dtype=np.int64)
+        counts, edges = np.histogram(error, bins)
+        return edges, counts
+
     def grid(self, metric: str = "relative_l2") -> pd.DataFrame:
         """One metric of the layers' taps: a row per site, a column per layer."""
         layers = self.frame.dropna(subset="layer")
         table = layers.pivot(index="site", columns="layer", values=metric)
         return table.reindex(layers["site"].drop_duplicates())
 
-    def with_float64(self, same_weights: LayerDiff, original: LayerDiff) -> LayerDiff:
-        """This difference with the errors of two reruns in float64, and what they say about its cause.
+    def with_float64(self, original: LayerDiff, same_weights: LayerDiff | None = None) -> LayerDiff:
+        """This difference with the errors of reruns in float64, and what they say about its cause.
 
         Args:
-            same_weights: both sides in float64 with the candidate's weights: what is left is the code.
-            original: the reference with its own weights: what is left is the code and the stored weights.
+            original: both sides in float64: what is left is the code and the stored weights.
+            same_weights: the same with the candidate's weights on both sides: what is left is the code; None where the
+                reference cannot run them (quantized activations or keys and values).
         """
         frame = self.frame.copy()
         for column, rerun in (("float64_same_weights", same_weights), ("float64", original)):
-            frame[column] = frame["tap"].map(rerun.frame.set_index("tap")["relative_l2"])
+            if rerun is not None:
+                frame[column] = frame["tap"].map(rerun.frame.set_index("tap")["relative_l2"])
         return dataclasses.replace(self, frame=frame, verdict=_verdict(frame))
 
     def plot(self) -> Figure:
@@ -177,17 +205,22 @@ class LayerDiff:
 class _Comparison:
     """The sums of one comparison under way."""
 
-    def __init__(self, windows: int, left_out: frozenset[str]) -> None:
-        self.windows, self.left_out = windows, left_out
+    def __init__(self, windows: int, left_out: frozenset[str], report: Reporter) -> None:
+        self.windows, self.left_out, self.report = windows, left_out, report
         self.errors: dict[str, TapError] = {}
         self.meter = AgreementMeter()
         self.precision = ""
 
     def add(self, reference: HasTaps, candidate: HasTaps, window: Tensor) -> None:
         """One window ``[length]`` through both models."""
+        met, known = 0, len(self.errors)
         with TapStream(reference, window[None]) as stream:
 
             def on_tap(name: str, ours: Tensor) -> None:
+                nonlocal met
+                met += 1
+                # A window of a large model takes long: a stop must not wait for its end.
+                self.report(ProgressEvent("compare taps", min(met, known) if known else met, known, "taps", depth=1))
                 theirs = stream.take(name)
                 if theirs is None or split_tap(name)[1] in self.left_out:
                     return
@@ -208,6 +241,12 @@ class _Comparison:
         if name not in self.errors:
             self.errors[name] = TapError(name, self.windows)
         self.errors[name].add(reference, candidate)
+
+    def per_token(self, ids: Tensor, tokenizer: Any) -> TokenErrors:
+        errors = {name: error.tokens() for name, error in self.errors.items()}
+        kept = ids[: min((len(each) for each in errors.values()), default=0)].cpu()
+        texts = () if tokenizer is None else tuple(tuple(token_texts(tokenizer, row)) for row in kept.tolist())
+        return TokenErrors(kept, errors, texts)
 
     def frame(self) -> pd.DataFrame:
         rows = []
@@ -231,8 +270,16 @@ def _first_divergence(frame: pd.DataFrame, column: str, precision: str) -> str |
 
 
 def _verdict(frame: pd.DataFrame) -> str:
-    code = _first_divergence(frame, "float64_same_weights", "float64")
     weights = _first_divergence(frame, "float64", "float64")
+    agree = "In float64 the models agree: every difference is rounding."
+    if "float64_same_weights" not in frame:
+        differ = (
+            f"In float64 the models differ from {weights} on, so rounding is not the cause: their weights differ, or "
+            "what they quantize on the way. A fault in the code is not told apart: only Hugging Face running the same "
+            "weights could, and it runs no quantized activations, keys or values."
+        )
+        return agree if weights is None else differ
+    code = _first_divergence(frame, "float64_same_weights", "float64")
     if code is not None:
         return f"With the same weights in float64 the models still differ, first at {code}: the code differs there."
     if weights is not None:
@@ -240,4 +287,4 @@ def _verdict(frame: pd.DataFrame) -> str:
             f"With the same weights in float64 the models agree, so the code is right; with the original weights they "
             f"differ from {weights} on: that is what storing or quantizing the weights costs."
         )
-    return "In float64 the models agree: every difference is rounding."
+    return agree

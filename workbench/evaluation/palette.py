@@ -11,6 +11,9 @@ PRECISION: dict[str, str] = {
     "float16": "#0072B2",
     "bfloat16": "#009E73",
     "int8": "#D55E00",
+    "smoothquant": "#CC79A7",
+    "int4": "#E69F00",
+    "int8 KV cache": "#7F7F7F",
 }
 
 # The sites of a line plot: one colour and one marker each, so that neither has to carry the meaning alone.
@@ -22,9 +25,20 @@ SITE: dict[str, tuple[str, str]] = {
     "mlp.down": ("#CC79A7", "v"),
 }
 
+# Keys and values of the KV cache, with a marker each.
+KV: dict[str, tuple[str, str]] = {"key": ("#0072B2", "o"), "value": ("#E69F00", "s")}
+
+# Two states of the same thing: as it is, and as it would be (after smoothing, another data set, another recipe).
+BEFORE, AFTER = "#0072B2", "#D55E00"
+# What a person has chosen now, and the best that a search found.
+CHOSEN, BEST = "#d81b60", "#009E73"
+
 ERROR_MAP = "viridis"
+# Ratios: purple below 1, orange above; both ends are told apart by colour-blind readers.
+RATIO_MAP = "PuOr_r"
 GRID = "#d0d0d0"
 EDGE = "#555555"
-# Cells without a place on the scale: no error at all, and an error that is not finite.
+# Cells without a place on the scale: no error at all, an error that is not finite, nothing known.
 EXACT = "#c8c8c8"
 BROKEN = "#e00000"
+MISSING = "transparent"

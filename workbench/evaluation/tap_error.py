@@ -1,4 +1,7 @@
-"""How far one tap is from its reference, added up window by window; a bounded sample of its values is kept."""
+"""How far one tap is from its reference, added up window by window.
+
+A bounded sample of its values is kept, and the error of every token of the first few thousand.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import torch
 from torch import Tensor
 
 SAMPLES_PER_TAP = 4096
+# The errors of so many tokens are kept, in whole windows and at least one: some 6 MB for a model of 32 layers.
+TOKENS_PER_TAP = 4096
 
 # A tap diverges when its relative L2 error passes the value of the candidate's precision. Chosen at about three times
 # the largest error of a healthy tap of the embedded model (30 layers) against Hugging Face in float32, so that a
@@ -50,11 +55,14 @@ class TapError:
         self._generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         self._share = math.ceil(SAMPLES_PER_TAP / windows)
         self._samples: list[tuple[Tensor, Tensor]] = []
+        self._tokens: list[Tensor] = []
         self._reference = self._candidate = self._product = self._difference = 0.0
         self._max_abs, self._count = 0.0, 0
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
-        """Take in one window's tensors, of one shape and any float dtypes.
+        """Take in one window's tensors, of one shape and any float dtypes, on any device.
+
+        ``[1, seq, features]`` and ``[1, heads, seq, head_dim]`` also give an error per token.
 
         Raises:
             ValueError: the shapes differ.
@@ -62,16 +70,23 @@ class TapError:
         if reference.shape != candidate.shape:
             raise ValueError(f"tap of shape {list(reference.shape)} against one of {list(candidate.shape)}")
         wide = torch.float64 if torch.float64 in (reference.dtype, candidate.dtype) else torch.float32
-        x, y = reference.to("cpu", wide).flatten(), candidate.to("cpu", wide).flatten()
+        x = reference.to(wide)
+        y = candidate.to(x.device, wide)
         difference = y - x
-        self._reference += _sum(x * x)
+        self._max_abs = _max(self._max_abs, float(difference.abs().max()))
+        energy, error = _by_token(x * x), _by_token(difference.square_())
+        self._reference += _sum(energy)
         self._candidate += _sum(y * y)
         self._product += _sum(x * y)
-        self._max_abs = _max(self._max_abs, float(difference.abs().max()))
-        self._difference += _sum(difference.square_())
+        self._difference += _sum(error)
         self._count += x.numel()
-        chosen = torch.randint(x.numel(), (min(self._share, x.numel()),), generator=self._generator)
-        self._samples.append((x[chosen].float(), y[chosen].float()))
+        self._keep_samples(x.flatten(), y.flatten())
+        if x.ndim > 2 and (not self._tokens or (1 + len(self._tokens)) * len(error) <= TOKENS_PER_TAP):
+            self._tokens.append((error / energy).where(error != 0, 0.0).sqrt().float().cpu())
+
+    def _keep_samples(self, x: Tensor, y: Tensor) -> None:
+        chosen = torch.randint(len(x), (min(self._share, len(x)),), generator=self._generator).to(x.device)
+        self._samples.append((x[chosen].float().cpu(), y[chosen].float().cpu()))
 
     def row(self) -> TapErrorRow:
         """The measures so far. An exact tap has infinite SNR; NaN in either tensor makes all of them NaN."""
@@ -90,10 +105,21 @@ class TapError:
         reference, candidate = zip(*self._samples, strict=True)
         return torch.cat(reference)[:SAMPLES_PER_TAP], torch.cat(candidate)[:SAMPLES_PER_TAP]
 
+    def tokens(self) -> Tensor:
+        """The relative L2 error of every token of the first windows: ``[windows, length]`` float32."""
+        return torch.stack(self._tokens) if self._tokens else torch.zeros(0, 0)
+
 
 def diverges(relative_l2: float, precision: str) -> bool:
     """Whether a tap is further off than its precision explains; NaN is."""
     return not relative_l2 <= DIVERGENCE[precision]
+
+
+def _by_token(squares: Tensor) -> Tensor:
+    """``[1, seq, features]`` or ``[1, heads, seq, head_dim]`` -> ``[seq]`` float64; of other shapes one sum."""
+    if squares.ndim < 3:
+        return squares.sum(dtype=torch.float64)[None]
+    return squares.sum(dim=[axis for axis in range(squares.ndim) if axis != squares.ndim - 2], dtype=torch.float64)
 
 
 def _sum(x: Tensor) -> float:

@@ -140,7 +140,7 @@ class _Calibration:
         self.dtype = torch_dtype(options.dtype)
         for windows in (data.ranges, data.tune):
             if windows is not None:
-                _check_windows(windows, source)
+                check_windows(windows, source)
         self.partial = self.out.with_name(self.out.name + ".partial")
         self.walk = LayerWalk(source, self.dtype, options.device)
         self.counted = RangesSource(
@@ -251,7 +251,12 @@ class _Progress:
     windows: int
 
 
-def _check_windows(windows: Tensor, source: HFCheckpoint) -> None:
+def check_windows(windows: Tensor, source: HFCheckpoint) -> None:
+    """Refuse windows ``[count, length]`` that a model cannot take.
+
+    Raises:
+        LimitError: there are none, they are longer than its positions, or hold ids outside its vocabulary.
+    """
     config = source.config
     if windows.shape[1] > config.max_position_embeddings:
         raise LimitError(

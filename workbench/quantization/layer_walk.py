@@ -63,7 +63,7 @@ class LayerWalk:
     """
 
     def __init__(self, source: HFCheckpoint, dtype: torch.dtype, device: str = "cpu") -> None:
-        _check_device(device)
+        check_device(device)
         self.source, self.dtype, self.device = source, dtype, torch.device(device)
         rotary = rotary_tables(source.config, source.config.max_position_embeddings)
         self.rotary = RotaryTables(rotary.cos.to(self.device), rotary.sin.to(self.device))
@@ -164,7 +164,12 @@ def _sink(watch: Watcher, first_window: int, first_feature: int = 0) -> TapSink:
     return on_tap
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not find.
+
+    Raises:
+        BackendError: it is none.
+    """
     found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
     if found is None:
         raise BackendError(f"device {device!r}", allowed="cpu, cuda, cuda:N")

@@ -22,6 +22,8 @@ from workbench.recipe import Int4WeightOnly, Int8WeightOnly, SmoothQuant, Weight
 
 # Quantizing holds about five float32 copies of the values at hand: 4 Mi values keep that under 100 MB.
 CHUNK_VALUES = 1 << 22
+# INT8 on a CPU takes fewer at once, so that they stay in its caches: measured 1.3 ms instead of 10 for 1.8 Mi values.
+CACHED_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,16 @@ def rows_per_chunk(columns: int) -> int:
     return max(1, CHUNK_VALUES // columns)
 
 
-def _chunks(rows: int, columns: int) -> list[slice]:
-    step = rows_per_chunk(columns)
+def _chunks(rows: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+def _int8_chunks(weight: Tensor) -> list[slice]:
+    rows, columns = weight.shape
+    step = rows_per_chunk(columns)
+    if weight.device.type == "cpu":
+        step = min(step, max(1, CACHED_VALUES // columns))
+    return _chunks(rows, step)
 
 
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +123,7 @@ def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = weight.shape
     integers = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
-    for part in _chunks(rows, columns):
+    for part in _int8_chunks(weight):
         integers[part], scale[part] = quantize_per_channel(weight[part])
     return integers, scale
 
@@ -125,7 +134,7 @@ def _int4(weight: Tensor, group_size: int, bias: Tensor | None, name: str) -> In
     group_size = min(group_size or columns, columns)
     integers = torch.empty(rows, columns // 2, dtype=torch.uint8, device=weight.device)
     scale = torch.empty(rows, -(-columns // group_size), dtype=torch.float16, device=weight.device)
-    for part in _chunks(rows, columns):
+    for part in _chunks(rows, rows_per_chunk(columns)):
         values, scale[part] = quantize_int4_groups(weight[part], group_size)
         integers[part] = pack_int4(values)
     return Int4GroupWeight(integers, scale, group_size, bias)
@@ -146,7 +155,7 @@ def _smoothquant_int8(weight: Tensor, how: SmoothQuant, facts: LinearFacts) -> t
 
 def _one_scale(weight: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`workbench.model.numerics.quantize_per_tensor`, in chunks of rows; the scale is ``[]``."""
-    parts = _chunks(*weight.shape)
+    parts = _int8_chunks(weight)
     scale = absmax_scale(torch.stack([_absmax(weight[part]) for part in parts]).max())
     integers = [quantize_int8(weight[part], scale) for part in parts]
     return integers[0] if len(integers) == 1 else torch.cat(integers), scale

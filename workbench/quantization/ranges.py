@@ -212,25 +212,44 @@ class ActivationRanges:
         Raises:
             CheckpointError: the file is missing, or is no file of ranges.
         """
-        path = Path(path)
-        path = path / RANGES_FILE if path.is_dir() else path
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing", fix="make it with workbench calibrate")
-        file = SafetensorsFile(path)
-        metadata = read_metadata(file)
-        if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
-            raise CheckpointError(
-                f"{path} is no file of activation ranges of version {_FORMAT['version']}",
-                fix="make one with workbench calibrate",
-            )
+        file = _open(path)
         places: dict[str, dict[Any, Tensor]] = {place: {} for place in _PLACES}
         for full in file.places:
             place, _, name = full.partition("/")
             places[place][int(name) if place in ("keys", "values") else name] = file.tensor(full).clone()
-        return cls(tuple(RangesSource(**source) for source in json.loads(metadata["source"])), **places)
+        return cls(_sources(file), **places)
+
+    @staticmethod
+    def read_source(path: str | Path) -> tuple[RangesSource, ...]:
+        """The runs that a file of ranges came from; reads nothing else of it.
+
+        Raises:
+            CheckpointError: as :meth:`load`.
+        """
+        return _sources(_open(path))
 
 
 _PLACES = ("inputs", "outputs", "keys", "values", "histograms", "kv_histograms")
+
+
+def _open(path: str | Path) -> SafetensorsFile:
+    """A file of ranges, or the one in a calibration's folder."""
+    path = Path(path)
+    path = path / RANGES_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", fix="make it with workbench calibrate")
+    file = SafetensorsFile(path)
+    metadata = read_metadata(file)
+    if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
+        raise CheckpointError(
+            f"{path} is no file of activation ranges of version {_FORMAT['version']}",
+            fix="make one with workbench calibrate",
+        )
+    return file
+
+
+def _sources(file: SafetensorsFile) -> tuple[RangesSource, ...]:
+    return tuple(RangesSource(**source) for source in json.loads(read_metadata(file)["source"]))
 
 
 def read_metadata(file: SafetensorsFile) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from workbench.checkpoint.safetensors_writer import SafetensorsWriter
 from workbench.errors import CheckpointError, nearest
 from workbench.quantization.layer_walk import Seen
 from workbench.quantization.range_counter import input_linear
+from workbench.quantization.ranges import read_metadata
 
 ROWS_FILE = "rows.safetensors"
 
@@ -69,6 +71,20 @@ class RowSample:
     def linears(self) -> tuple[str, ...]:
         """The linear layers that it has rows of."""
         return tuple(self.file.places)
+
+    def require_model(self, fingerprint: str) -> None:
+        """Refuse rows of another model than the one with this fingerprint.
+
+        Raises:
+            CheckpointError: they are.
+        """
+        found = json.loads(read_metadata(self.file).get("run", "{}")).get("model", "unknown")
+        if found != fingerprint:
+            raise CheckpointError(
+                f"{self.file.path} holds rows of model {found[:12]}",
+                allowed=f"rows of model {fingerprint[:12]}",
+                fix="calibrate this model with workbench calibrate",
+            )
 
     def __call__(self, linear: str) -> Tensor:
         """Input rows of a linear layer, ``[rows, in]`` in the dtype of the calibration.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.model.config import ModelConfig
 from workbench.quantization.ranges import BINS, ActivationRanges, bin_edges
-from workbench.quantization.smoothquant import SmoothedLayer
+from workbench.quantization.smoothquant import SmoothedMaxima
 from workbench.recipe import SMOOTHING_GROUPS, SmoothQuant
 
 
@@ -36,7 +36,7 @@ class SmoothedRanges:
         self.histograms, self.kv_histograms = dict(ranges.histograms), dict(ranges.kv_histograms)
         self.keys: Mapping[int, Tensor] = ranges.keys
 
-    def add(self, index: int, layer: SmoothedLayer) -> None:
+    def add(self, index: int, layer: SmoothedMaxima) -> None:
         """Take the maxima of one smoothed layer."""
         self.inputs.update(layer.inputs)
         self.outputs.update(layer.outputs)

@@ -23,21 +23,34 @@ SMALLEST_SCALE = 1e-5
 
 
 @dataclass(frozen=True)
-class SmoothedLayer:
-    """A decoder layer whose smoothing is folded in.
+class SmoothedMaxima:
+    """What smoothing makes of one decoder layer's activations; every tensor on the CPU.
 
     Attributes:
-        weights: dense, in float32 or float64; together they compute what the layer did before.
         inputs: linear layer's name -> ``[in]`` absmax of its input after smoothing.
         outputs: linear layer's name -> ``[out]`` absmax of its output after smoothing.
         scales: smoothed group -> what its input is divided by: ``[in]``, or one per KV channel
             ``[kv_heads * head_dim]`` for ``o``.
     """
 
-    weights: LayerWeights
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     scales: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SmoothedLayer(SmoothedMaxima):
+    """A decoder layer whose smoothing is folded in.
+
+    Attributes:
+        weights: dense, where the layer was, in float32 or float64; together they compute what the layer did before.
+    """
+
+    weights: LayerWeights
+
+    def maxima(self) -> SmoothedMaxima:
+        """The same without the weights, which are as large as the layer."""
+        return SmoothedMaxima(self.inputs, self.outputs, self.scales)
 
 
 def smooth_layer(
@@ -84,6 +97,42 @@ def smoothing_scale(input_maxima: Tensor, weight_maxima: Tensor, alpha: float) -
     return torch.where((x > 0) & (w > 0), scale, torch.ones_like(scale))
 
 
+@dataclass(frozen=True)
+class GroupScale:
+    """What one smoothing group's input is divided by.
+
+    Attributes:
+        scale: by channel of what feeds the group: ``[in]``, or one per KV channel ``[kv_heads * head_dim]`` for ``o``.
+        columns: ``[in]``, the same for every input channel; query heads that share a KV head have equal ones.
+    """
+
+    scale: Tensor
+    columns: Tensor
+
+
+def group_scale(group: str, maxima: tuple[Tensor, Tensor], alpha: float, config: ModelConfig) -> GroupScale:
+    """The scale of a smoothing group.
+
+    Args:
+        group: a key of :data:`workbench.recipe.SMOOTHING_GROUPS`.
+        maxima: ``[in]`` absmax of the group's input, and of its weight's columns with whatever was folded in before.
+        alpha: 0 to 1.
+        config: the model's sizes.
+
+    Returns:
+        Both float64.
+    """
+    if group != "o":
+        scale = smoothing_scale(*maxima, alpha)
+        return GroupScale(scale, scale)
+    # v makes one channel for all the query heads that share its head: the largest of them decides.
+    kv_heads, head_dim = config.num_kv_heads, config.head_dim
+    inputs, weights = (each.view(kv_heads, -1, head_dim).amax(1).flatten() for each in maxima)
+    scale = smoothing_scale(inputs, weights, alpha)
+    shared = config.num_heads // kv_heads
+    return GroupScale(scale, scale.view(kv_heads, 1, head_dim).expand(-1, shared, -1).flatten())
+
+
 def column_absmax(weight: Tensor) -> Tensor:
     """``[out, in] -> [in]``: the largest magnitude of each input channel; no copy of the matrix is made."""
     low, high = weight.aminmax(dim=0)
@@ -105,8 +154,9 @@ class _Folding:
         self.outputs: dict[str, Tensor] = {}
         for group, linear in self.linears.items():
             rows, columns = linear.weight.shape
-            self.inputs[group] = input_absmax(ranges, self.name(group), columns)
-            self.outputs[group] = output_absmax(ranges, self.name(group), rows)
+            device = linear.weight.device
+            self.inputs[group] = input_absmax(ranges, self.name(group), columns).to(device)
+            self.outputs[group] = output_absmax(ranges, self.name(group), rows).to(device)
 
     def name(self, group: str) -> str:
         return f"layers.{self.index}.{SMOOTHING_GROUPS[group]}"
@@ -114,15 +164,12 @@ class _Folding:
     def fold(self, group: str, alpha: float) -> None:
         """Multiply the group's columns by its scale, and divide what feeds them by it."""
         weight = self.linears[group].weight
-        maxima = self.inputs[group], column_absmax(weight)
-        if group == "o":
-            maxima = self._by_kv_channel(maxima[0]), self._by_kv_channel(maxima[1])
-        scale = smoothing_scale(*maxima, alpha).to(weight.dtype)
+        fold = group_scale(group, (self.inputs[group], column_absmax(weight)), alpha, self.config)
+        scale, columns = fold.scale.to(weight.dtype), fold.columns.to(weight.dtype)
         if group in self.norms:
             self.norms[group] = self.norms[group] / scale
         else:
             self._divide_last_rows("qkv" if group == "o" else "gate_up", scale)
-        columns = self._by_query_channel(scale) if group == "o" else scale
         weight.mul_(columns)
         self.inputs[group] = self.inputs[group] / columns.float()
         self.scales[group] = scale
@@ -135,15 +182,6 @@ class _Folding:
             linear.bias[-rows:].div_(scale)
         self.outputs[group] = torch.cat([self.outputs[group][:-rows], self.outputs[group][-rows:] / scale.float()])
 
-    def _by_kv_channel(self, maxima: Tensor) -> Tensor:
-        """``[heads * head_dim] -> [kv_heads * head_dim]``: the largest over the query heads that share a KV head."""
-        return maxima.view(self.config.num_kv_heads, -1, self.config.head_dim).amax(1).flatten()
-
-    def _by_query_channel(self, scale: Tensor) -> Tensor:
-        """``[kv_heads * head_dim] -> [heads * head_dim]``: each KV head's scale for all of its query heads."""
-        shared = self.config.num_heads // self.config.num_kv_heads
-        return scale.view(self.config.num_kv_heads, 1, self.config.head_dim).expand(-1, shared, -1).flatten()
-
     def result(self) -> SmoothedLayer:
         weights = LayerWeights(
             attention_norm=self.norms["qkv"],
@@ -153,9 +191,10 @@ class _Folding:
             gate_up=self.linears["gate_up"],
             down=self.linears["down"],
         )
-        inputs = {self.name(group): maxima for group, maxima in self.inputs.items()}
-        outputs = {self.name(group): maxima for group, maxima in self.outputs.items()}
-        return SmoothedLayer(weights, inputs, outputs, self.scales)
+        inputs = {self.name(group): maxima.cpu() for group, maxima in self.inputs.items()}
+        outputs = {self.name(group): maxima.cpu() for group, maxima in self.outputs.items()}
+        scales = {group: scale.cpu() for group, scale in self.scales.items()}
+        return SmoothedLayer(inputs, outputs, scales, weights)
 
 
 def _copied(linear: LinearWeight) -> DenseWeight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -128,3 +129,14 @@ def _from_transformers(folder: Path, *, trust_remote_code: bool) -> Tokenizer:
     except Exception as error:  # the library raises a bare Exception for a broken tokenizer.json
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the tokenizer in {folder} cannot be read ({reason})", fix="copy it again") from error
+
+
+def offers_chat_template(folder: str | Path) -> bool:
+    """Whether a folder's tokenizer has a chat template; reads two small files, and no tokenizer."""
+    folder = Path(folder)
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -5,9 +5,27 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_LAZY = {"JobPanel": "workbench.ui.job_panel", "LayerDiffPanel": "workbench.ui.layer_diff_panel"}
+_LAZY = {
+    "AlphaPanel": "workbench.ui.alpha_panel",
+    "ComparePanel": "workbench.ui.compare_panel",
+    "JobPanel": "workbench.ui.job_panel",
+    "KVScalesPanel": "workbench.ui.kv_scales_panel",
+    "LayerDiffPanel": "workbench.ui.layer_diff_panel",
+    "PlaygroundPanel": "workbench.ui.playground_panel",
+    "RangesPanel": "workbench.ui.ranges_panel",
+    "RecipePanel": "workbench.ui.recipe_panel",
+}
 
-__all__ = ["JobPanel", "LayerDiffPanel"]
+__all__ = [
+    "AlphaPanel",
+    "ComparePanel",
+    "JobPanel",
+    "KVScalesPanel",
+    "LayerDiffPanel",
+    "PlaygroundPanel",
+    "RangesPanel",
+    "RecipePanel",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from workbench.evaluation.palette import BROKEN, ERROR_MAP, EXACT
+from workbench.evaluation.palette import BROKEN, ERROR_MAP, EXACT, MISSING
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,14 @@ class MetricView:
 
     Attributes:
         label: name and unit.
-        text: a format for one value.
+        text: a format for one value; empty for three digits, and no power of ten where it can be avoided.
         log: whether colours follow the logarithm of what is ``shown``.
         sign: 1 when larger is worse, -1 when smaller is.
         from_one: colours follow the distance from 1 (a cosine of 0.99 and one of 0.999 are far apart).
+        colors: the name of a matplotlib colour map, best to worst.
+        center: the value that has the middle colour, with as much room on either side; None spreads the colours from
+            the best value to the worst.
+        nan_is_missing: a value that is not a number is one that nobody measured; else it is the worst of all.
     """
 
     label: str
@@ -30,6 +34,9 @@ class MetricView:
     log: bool = True
     sign: int = 1
     from_one: bool = False
+    colors: str = ERROR_MAP
+    center: float | None = None
+    nan_is_missing: bool = False
 
 
 METRIC_VIEWS: dict[str, MetricView] = {
@@ -52,23 +59,44 @@ class ColoredCells:
 def color_cells(values: NDArray[np.float64], view: MetricView) -> ColoredCells:
     """Colours of a table of values; exact cells are grey, cells that are not finite red."""
     badness = view.sign * (1 - values if view.from_one else values)
-    broken = np.isnan(badness) | (badness == np.inf)
+    missing = np.isnan(badness) & view.nan_is_missing
+    broken = (np.isnan(badness) & ~missing) | (badness == np.inf)
     if view.log:
         # A cosine can pass 1 by rounding: such a cell is exact.
         badness = np.log10(np.where(badness > 0, badness, np.nan))
-    known = np.isfinite(badness) & ~broken
+    known = np.isfinite(badness) & ~broken & ~missing
     colors = np.full(values.shape, EXACT, dtype=object)
-    colors[broken] = BROKEN
+    colors[broken], colors[missing] = BROKEN, MISSING
     if not known.any():
         return ColoredCells(colors, None, None)
     low, high = badness[known].min(), badness[known].max()
-    levels = (badness[known] - low) / ((high - low) or 1.0)
-    colors[known] = [to_hex(color) for color in colormaps[ERROR_MAP](levels)]
-    ordered = values[known][np.argsort(badness[known])]
-    return ColoredCells(colors, float(ordered[0]), float(ordered[-1]))
+    best, worst = values[known][badness[known].argmin()], values[known][badness[known].argmax()]
+    if view.center is not None:
+        middle = np.log10(view.center) if view.log else view.center
+        reach = max(abs(low - middle), abs(high - middle))
+        low, high = middle - reach, middle + reach
+        best, worst = (10**low, 10**high) if view.log else (low, high)
+    levels = (
+        (badness[known] - low) / (high - low)
+        if high > low
+        else np.full(known.sum(), 0.0 if view.center is None else 0.5)
+    )
+    colors[known] = [to_hex(color) for color in colormaps[view.colors](levels)]
+    return ColoredCells(colors, float(best), float(worst))
 
 
-def scale_gradient() -> str:
-    """The colour map as a CSS gradient, best to worst."""
-    stops = [to_hex(color) for color in colormaps[ERROR_MAP](np.linspace(0, 1, 9))]
+def scale_gradient(colors: str = ERROR_MAP) -> str:
+    """A colour map as a CSS gradient, best to worst."""
+    stops = [to_hex(color) for color in colormaps[colors](np.linspace(0, 1, 9))]
     return f"linear-gradient(to right, {', '.join(stops)})"
+
+
+def value_text(value: float, view: MetricView) -> str:
+    """One value in words."""
+    if np.isnan(value):
+        return "not known" if view.nan_is_missing else "not a number"
+    if value == np.inf and view.sign < 0:
+        return "infinite (exact)"
+    if view.text:
+        return format(value, view.text)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"

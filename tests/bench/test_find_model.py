@@ -1,0 +1,24 @@
+"""Which folder a model's name means."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from workbench.bench.find_model import find_model
+from workbench.errors import CheckpointError
+from workbench.progress import ProgressEvent
+
+
+def test_find_model_names_what_is_allowed(tmp_path, speaking_model_dir):
+    assert find_model(speaking_model_dir) == speaking_model_dir
+    with pytest.raises(CheckpointError, match=r"'internlm/nothing-7b' is neither a folder nor in the local cache"):
+        find_model("internlm/nothing-7b", tmp_path)
+
+
+def test_the_embedded_model_is_written_once(tmp_path, demo_model_dir):
+    told: list[ProgressEvent] = []
+    shutil.copytree(demo_model_dir, tmp_path / "embedded-model")
+    assert find_model(None, tmp_path, told.append) == tmp_path / "embedded-model"
+    assert [event.task.rpartition(" is ")[2] for event in told] == ["complete and reused"]

@@ -1,0 +1,352 @@
+"""The bench: one model, its state, and the long work on it. What a notebook holds, without its widgets.
+
+Long work becomes a :class:`workbench.bench.job.Job` of the bench's queue; what it finds is put into the state's traits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.bench.job import Job
+from workbench.bench.models import OpenModels
+from workbench.bench.smoothing import SmoothedView
+from workbench.bench.state import BenchState, Calibration, groups_of
+from workbench.bench.tuning import tuning_job
+from workbench.bench.workspace import Workspace, cache_root
+from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.errors import CheckpointError, WorkbenchError
+from workbench.model.config import ModelConfig
+from workbench.progress import Reporter, silent
+from workbench.quantization.alpha_search import AlphaSearch, AlphaSearchOptions
+from workbench.quantization.attention_inputs import collect_attention_inputs
+from workbench.quantization.calibration import CalibrationOptions, CalibrationWindows, calibrate
+from workbench.quantization.calibration_data import (
+    DatasetChoice,
+    TextSource,
+    WindowCounts,
+    built_in,
+    calibration_windows,
+    from_dataset,
+    from_file,
+    from_strings,
+)
+from workbench.quantization.kv_error import KVStudy
+from workbench.quantization.ranges import ActivationRanges
+from workbench.quantization.row_sample import ROWS_FILE, load_rows
+from workbench.recipe import Recipe, SmoothQuant
+from workbench.runtime.tokenizer import load_tokenizer
+
+# Checkpoints of recipes that were tried are kept for another try; each is as large as the model.
+KEPT_CHECKPOINTS = 4
+KV_WINDOWS, KV_LENGTH = 2, 256
+CALIBRATE_FIRST = "calibrate first: bench.calibrate().start()"
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What a calibration reads, as a person states it.
+
+    Attributes:
+        data: None for the built-in English text, else texts, a file (text, jsonl, parquet), or a dataset's name
+            (``NAME`` or ``NAME:CONFIG``).
+        samples, length: windows, and tokens in each.
+        tune: further windows, from which rows are kept for tuning.
+        column: the column that holds the text, where the data has columns.
+    """
+
+    data: str | Path | Sequence[str] | None = None
+    samples: int = 128
+    length: int = 512
+    tune: int = 16
+    column: str | None = None
+
+    def source(self) -> TextSource:
+        """The texts.
+
+        Raises:
+            DataError: they cannot be found or read.
+        """
+        if self.data is None:
+            return built_in()
+        if not isinstance(self.data, (str, Path)):
+            return from_strings(list(self.data))
+        if Path(self.data).is_file():
+            return from_file(self.data, self.column)
+        return from_dataset(DatasetChoice.parse(str(self.data), column=self.column))
+
+    @property
+    def name(self) -> str:
+        """What the calibration is called: its data and its size."""
+        if self.data is None:
+            data = "built-in text"
+        elif isinstance(self.data, (str, Path)):
+            data = Path(self.data).name or str(self.data)
+        else:
+            digest = hashlib.sha256("\0".join(self.data).encode()).hexdigest()[:6]
+            data = f"{len(self.data)} texts {digest}"
+        return f"{data}, {self.samples} x {self.length}"
+
+
+# Enough for a first picture within seconds; its maxima are lower than those of a whole calibration.
+QUICK_LOOK = CalibrationRequest(samples=8, length=256, tune=4)
+
+
+class Bench(BenchState):
+    """One model under the hands of a person.
+
+    Args:
+        model_dir: the Hugging Face folder.
+        recipe: to begin with; None takes SmoothQuant with the defaults.
+        cache_dir: where calibrations and checkpoints are kept (:func:`workbench.bench.workspace.cache_root`).
+        device: "cpu", "cuda", "cuda:N"; None takes a GPU where there is one.
+
+    Attributes:
+        source: the opened folder.
+        workspace: where what is made of this model is kept.
+        models: the forms of the model that can be compared and talked to.
+
+    Raises:
+        CheckpointError: the folder is no model that can be read.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        recipe: Recipe | None = None,
+        *,
+        cache_dir: str | Path | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.source = HFCheckpoint.open(model_dir)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.workspace = Workspace(cache_root(cache_dir), self.source.fingerprint())
+        self._tokenizer: Any = None
+        start = recipe or Recipe(dtype=_stored_dtype(self.source), weights=SmoothQuant())
+        super().__init__(dataclasses.replace(start, model=str(model_dir)))
+        self.smoothed = SmoothedView(self.source, self.device)
+        self.models = OpenModels(self)
+        folders = self.workspace.calibrations()
+        if folders:
+            self.use_calibration(max(folders, key=_tokens_of))
+
+    @property
+    def model_dir(self) -> Path:
+        return self.source.folder
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's sizes."""
+        return self.source.config
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            CheckpointError: the folder has none.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.model_dir)
+        return self._tokenizer
+
+    # ---- calibration
+
+    def calibrations(self) -> dict[str, Path]:
+        """Calibrations of this model in the cache: name -> folder, the newest last."""
+        return {_label(folder): folder for folder in self.workspace.calibrations()}
+
+    def use_calibration(self, folder: str | Path) -> Calibration:
+        """Take the ranges and rows of a calibration's folder into the state.
+
+        Raises:
+            CheckpointError: it is none, or of another model.
+        """
+        found = self.load_calibration(folder)
+        with self._changing, self.hold_trait_notifications():
+            self.calibration = found
+            self.search = None
+            if found.rows is not None:
+                options = AlphaSearchOptions(device=self.device)
+                self.search = AlphaSearch(self.source, found.ranges, found.rows, options)
+            self.kv_study = None
+        return found
+
+    def load_calibration(self, folder: str | Path) -> Calibration:
+        """Read a calibration, and leave the state alone: for comparing two.
+
+        Raises:
+            CheckpointError: it is none, or of another model.
+        """
+        folder = Path(folder)
+        ranges = ActivationRanges.load(folder)
+        ranges.require_model(self.workspace.fingerprint)
+        rows = load_rows(folder) if (folder / ROWS_FILE).is_file() else None
+        return Calibration(_label(folder), ranges, rows, folder)
+
+    def calibrate(self, request: CalibrationRequest | None = None, options: CalibrationOptions | None = None) -> Job:
+        """A job that calibrates and takes the result into the state; one that is in the cache is used again.
+
+        A calibration that was stopped goes on where it was when the same is asked for again.
+        """
+        wanted = request or CalibrationRequest()
+        chosen = options or CalibrationOptions(device=self.device)
+
+        def work(report: Reporter) -> Calibration:
+            windows = calibration_windows(
+                self.tokenizer, wanted.source(), WindowCounts(wanted.samples, wanted.length, wanted.tune)
+            )
+            return self.use_calibration(self._calibrated(wanted.name, (windows, chosen), report))
+
+        return Job(f"calibrate: {wanted.name}", work, self.jobs)
+
+    def _calibrated(self, name: str, what: tuple[CalibrationWindows, CalibrationOptions], report: Reporter) -> Path:
+        windows, options = what
+        plain = options == CalibrationOptions(device=options.device)
+        folder = self.workspace.calibration(name if plain else f"{name}, {options.dtype}, {options.rows} rows")
+        with self.workspace.writing():
+            if _is_of(folder, windows):
+                return folder
+            # What is in the way is of another text under the same name.
+            calibrate(self.model_dir, windows, folder, options, force=folder.exists(), report=report)
+        return folder
+
+    # ---- tuning and studies
+
+    def tune(self, groups: str = "") -> Job:
+        """A job that sets each group's alpha to the least output error on held-out rows; locked groups keep theirs.
+
+        Each group's alpha is taken into the recipe as soon as it is known; the whole is one step to undo.
+
+        Args:
+            groups: which (:func:`workbench.bench.state.groups_of`); empty for all.
+
+        Raises:
+            RecipeError: nothing is called so.
+            WorkbenchError: there are no held-out rows yet.
+        """
+        chosen = groups_of(groups, self.config.num_layers)
+        return tuning_job(self, chosen, f"tune {groups or 'all groups'}")
+
+    def study_kv(self) -> Job:
+        """A job that collects what attention reads on held-out windows, and puts the study into the state."""
+
+        def work(report: Reporter) -> KVStudy:
+            calibration = self.calibration
+            if calibration is None:
+                raise WorkbenchError("nothing is calibrated yet", fix=CALIBRATE_FIRST)
+            length = min(KV_LENGTH, self.config.max_position_embeddings)
+            folder = self.workspace.folder / "attention" / f"{KV_WINDOWS}x{length}"
+            with self.workspace.writing():
+                try:
+                    study = KVStudy(self.config, folder, calibration.ranges, self.device)
+                except CheckpointError:  # nothing there, or of another model
+                    windows = calibration_windows(self.tokenizer, built_in(), WindowCounts(1, length, KV_WINDOWS)).tune
+                    assert windows is not None  # the built-in text has a part of its own for tuning
+                    collect_attention_inputs(self.source, windows, folder, device=self.device, report=report)
+                    study = KVStudy(self.config, folder, calibration.ranges, self.device)
+            with self._changing:
+                if self.calibration is not None and self.calibration is not calibration:  # another was taken meanwhile
+                    study = KVStudy(self.config, folder, self.calibration.ranges, self.device)
+                self.kv_study = study
+            return study
+
+        return Job("collect attention's inputs", work, self.jobs)
+
+    def smoothed_ranges(self, report: Reporter = silent) -> ActivationRanges:
+        """The calibration's ranges after the recipe's smoothing; as they are where it has none.
+
+        Raises:
+            WorkbenchError: nothing is calibrated yet.
+        """
+        if self.calibration is None:
+            raise WorkbenchError("nothing is calibrated yet", fix=CALIBRATE_FIRST)
+        return self.smoothed.ranges(self.calibration.ranges, self.smoothing, report)
+
+    # ---- checkpoints
+
+    def checkpoint(self, recipe: Recipe | None = None, report: Reporter = silent) -> Path:
+        """The folder of the model converted by a recipe (None: the bench's), made where the cache lacks it.
+
+        Raises:
+            CheckpointError, RecipeError: the recipe does not fit the model, or needs ranges that are not there.
+        """
+        from workbench.checkpoint.unified import load_checkpoint
+        from workbench.quantization.convert import convert
+
+        recipe = recipe or self.recipe
+        ranges = self.calibration.ranges if self.calibration is not None else None
+        folder = self.workspace.checkpoint(_recipe_key(recipe, self.calibration))
+        with self.workspace.writing():
+            try:
+                load_checkpoint(folder)
+            except CheckpointError:
+                # Not there, or half gone: what lies in the cache is ours to remove.
+                shutil.rmtree(folder, ignore_errors=True)
+                convert(self.model_dir, recipe, folder, ranges=ranges, report=report)
+            self.workspace.touch(folder)
+            self.workspace.keep_newest_checkpoints(KEPT_CHECKPOINTS)
+        return folder
+
+    def __repr__(self) -> str:
+        config = self.config
+        seen = "nothing calibrated yet" if self.calibration is None else f"calibrated: {self.calibration.name}"
+        return (
+            f"Bench({self.model_dir.name}: {config.num_layers} layers, hidden {config.hidden_size}, "
+            f"{config.num_heads} heads, {config.num_kv_heads} KV heads, on {self.device}; {seen})"
+        )
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text(repr(self))
+
+
+def _stored_dtype(source: HFCheckpoint) -> str:
+    """The 16-bit type that the weights are stored in; bfloat16 for wider ones."""
+    from workbench.checkpoint import hf_names
+
+    stored = source.spec(hf_names.FINAL_NORM).dtype
+    return "float16" if stored == torch.float16 else "bfloat16"
+
+
+def _tokens_of(folder: Path) -> int:
+    return sum(source.tokens for source in ActivationRanges.read_source(folder))
+
+
+def _label(folder: Path) -> str:
+    """What a calibration is called in menus."""
+    sources = ActivationRanges.read_source(folder)
+    source = sources[-1]
+    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    return f"{source.dataset}, {source.windows} x {source.length} tokens{more}"
+
+
+def _is_of(folder: Path, windows: CalibrationWindows) -> bool:
+    """Whether a calibration's folder is of these very windows."""
+    try:
+        source = ActivationRanges.read_source(folder)
+    except CheckpointError:
+        return False
+    return (
+        len(source) == 1
+        and source[0].text_sha256 == windows.text_sha256
+        and (source[0].windows, source[0].length) == tuple(windows.ranges.shape)
+    )
+
+
+def _recipe_key(recipe: Recipe, calibration: Calibration | None) -> str:
+    """A short name for what a conversion gives: the choices, and the ranges that they take effect on."""
+    from workbench.quantization.convert import ranges_needed_for
+
+    content = {key: value for key, value in recipe.to_dict().items() if key not in ("model", "build")}
+    seen = ""
+    if calibration is not None and ranges_needed_for(recipe) is not None:
+        seen = json.dumps([dataclasses.asdict(source) for source in calibration.ranges.source])
+    return hashlib.sha256((json.dumps(content, sort_keys=True) + seen).encode()).hexdigest()[:20]

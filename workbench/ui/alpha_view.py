@@ -1,0 +1,88 @@
+"""The alpha panel's widgets and their arrangement. Knows no state: the panel connects them."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import ipywidgets
+
+from workbench.ui.alpha_charts import GroupPicture, charts_of
+from workbench.ui.alpha_map import GROUPS, AlphaMap
+from workbench.ui.alpha_rows import GroupRow, RowCallbacks, alpha_slider, rows_heading
+from workbench.ui.alpha_work import AlphaWork
+from workbench.ui.chart_view import ChartView
+
+_WRAP = {"flex_flow": "row wrap", "align_items": "center"}
+
+
+class AlphaView:
+    """Every widget of the panel.
+
+    Attributes:
+        all_groups: the slider of groups without an alpha of their own.
+        reset_all: the button that lets every group follow it.
+        layer: whose groups the rows show.
+        rows: by group.
+        charts: error over alpha, activations, weights.
+        map: all groups.
+        work: tuning and judging.
+        recipe_note, error_note: sentences.
+        missing: what stands there while there are no errors.
+    """
+
+    def __init__(self, callbacks: RowCallbacks, map_of_groups: AlphaMap) -> None:
+        self.all_groups = alpha_slider("Alpha of all groups without their own", "alpha of all groups", "560px")
+        self.reset_all = ipywidgets.Button(
+            description="Reset all",
+            tooltip="let every group that is not locked follow the alpha of all groups",
+            layout={"width": "100px"},
+        )
+        self.layer = ipywidgets.IntSlider(
+            min=0,
+            max=0,
+            description="Layer",
+            tooltip="the layer whose groups are shown",
+            style={"description_width": "104px"},
+            layout={"width": "454px"},
+        )
+        self.rows = {group: GroupRow(group, callbacks) for group in GROUPS}
+        self.charts = [ChartView(clickable=index == 0) for index in range(3)]
+        for chart, basis in zip(self.charts, ("420px", "290px", "290px"), strict=True):
+            chart.layout = ipywidgets.Layout(flex=f"1 1 {basis}", min_width="260px")
+        self.map, self.work = map_of_groups, AlphaWork()
+        self.work.also_blocks([map_of_groups.measure_button])
+        self.recipe_note, self.error_note = ipywidgets.HTML(), ipywidgets.HTML()
+        self.missing = ipywidgets.VBox()
+
+    def arranged(self, history: Any) -> list[Any]:
+        """The widgets from top to bottom, down to the rows; what follows the status line is :meth:`below`."""
+        head = ipywidgets.HBox([self.all_groups, self.reset_all, history], layout=_WRAP)
+        rows = ipywidgets.VBox([self.layer, rows_heading(), *self.rows.values()])
+        return [head, self.recipe_note, rows, self.missing]
+
+    def below(self) -> list[Any]:
+        """What follows the status line."""
+        self.drawn = ipywidgets.VBox(
+            [ipywidgets.HBox(self.charts, layout={"flex_flow": "row wrap"}), self.error_note, self.map, self.work]
+        )
+        return [self.drawn]
+
+    def say_what_is_missing(self, text: str) -> None:
+        """Say why there are no errors."""
+        line = ipywidgets.HTML(f'<div class="wb-line"><b>No errors to show:</b> {html.escape(text)}</div>')
+        self.missing.children = (line, *self.missing.children[1:])
+
+    @property
+    def offers(self) -> bool:
+        """Whether something is offered beside the sentence."""
+        return len(self.missing.children) > 1
+
+    def offer(self, widget: Any) -> None:
+        """Put what mends it below the sentence."""
+        self.missing.children = (self.missing.children[0], widget)
+
+    def draw(self, picture: GroupPicture) -> None:
+        """Show one group in the charts."""
+        for view, chart in zip(self.charts, charts_of(picture), strict=True):
+            view.chart = chart

@@ -1,0 +1,138 @@
+"""The KV panel's sentences and its table of bytes. Markup only."""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+
+from workbench.bench.bench import QUICK_LOOK, Bench
+from workbench.bench.state import BenchState
+from workbench.evaluation.kv_table import KVMemory
+from workbench.recipe import Int8KVCache, Recipe
+from workbench.ui.kv_charts import GRANULARITIES, LayerPicture, clipped_text, name_of, percent
+
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def about_choice(recipe: Recipe, how: Int8KVCache, *, can_clip: bool) -> str:
+    """What the recipe stores, what is shown, and what cannot be chosen."""
+    no_clip = (
+        "This calibration kept no histograms: scales can only cover every magnitude. Calibrate again for percentiles."
+    )
+    note = "" if can_clip else _line(no_clip)
+    if recipe.kv_cache is not None:
+        return note
+    return note + _line(
+        f"The recipe stores keys and values in {recipe.dtype}. What is shown is what INT8 would cost, "
+        f"{name_of(how)}; moving the slider makes the KV cache INT8."
+    )
+
+
+def memory_table(memory: KVMemory | None, *, int8: bool) -> str:
+    """Bytes per token and of a full cache, dense and in INT8; what the recipe chose is bold."""
+    if memory is None:
+        return ""
+    dense, integers = memory.dense_bytes_per_token, memory.int8_bytes_per_token
+    rows = [
+        ("one token, all layers", dense, integers),
+        (f"a full cache: {memory.tokens:,} tokens", memory.dense_bytes, memory.int8_bytes),
+    ]
+    heads = [memory.dtype, "INT8", "saved"]
+    if memory.saved_bytes_per_token <= 0:
+        heads = heads[:2]
+    head = "".join(f'<th scope="col">{each}</th>' for each in ("KV cache", *heads))
+    body = ""
+    for name, plain, small in rows:
+        cells = [(bytes_text(plain), not int8), (bytes_text(small), int8), (bytes_text(plain - small), False)]
+        written = (f"<b>{text}</b>" if bold else text for text, bold in cells[: len(heads)])
+        body += f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{each}</td>" for each in written) + "</tr>"
+    return f'<table class="wb-table"><tr>{head}</tr>{body}</table>'
+
+
+def memory_note(recipe: Recipe) -> str:
+    """What a full cache is."""
+    build = recipe.build
+    return (
+        f'<div class="wb-about">A full cache holds {build.max_batch_size} sequences of {build.max_seq_len:,} tokens: '
+        "the recipe's limits. Per head or per tensor, scales belong to the weights and take no bytes per token.</div>"
+    )
+
+
+def about_layer(picture: LayerPicture, *, divided: bool, smoothed: bool) -> str:
+    """The shown layer in one sentence."""
+    chosen, how = picture.chosen, picture.how
+    best = ""
+    curve = picture.curves.get(how.granularity)
+    if curve is not None and len(curve.errors) > 1:
+        percentile, least = curve.best
+        best = f"; least, of what was tried: {percent(least)} at {percentile:g} %"
+    text = (
+        f"<b>Layer {picture.layer}</b>, INT8 {name_of(how)}: attention's "
+        f"output errs by <b>{percent(chosen.relative_l2)}</b>{best}. Clipped: {clipped_text(chosen)}."
+    )
+    if divided:
+        text += " Its values are divided as the recipe's smoothing of o divides them."
+    elif smoothed:
+        text += " Its values are judged without the recipe's smoothing of o: there are no held-out rows."
+    return _line(text)
+
+
+def about_layers(frame: pd.DataFrame) -> str:
+    """Both granularities over all layers, where all are known."""
+    parts = []
+    for name, words in GRANULARITIES.items():
+        errors = frame[f"error_{name}"]
+        if len(errors) and errors.notna().all():
+            worst = int(frame["layer"].iloc[int(errors.to_numpy().argmax())])
+            parts.append(f"{words}: median {percent(errors.median())}, worst {percent(errors.max())} in layer {worst}")
+    return _line("All layers, " + "; ".join(parts) + ".") if parts else ""
+
+
+def about_errors(windows: int, length: int) -> str:
+    """What the errors are."""
+    return (
+        '<div class="wb-about">Error: relative L2 distance between attention\'s output with the INT8 cache and with an '
+        f"exact one, in float32, on {windows} held-out windows of {length} tokens. It is the error of one layer alone; "
+        "how layers add up, the whole model says: bench.layer_diff().</div>"
+    )
+
+
+def what_is_missing(state: BenchState) -> str:
+    """Why there is nothing to show, or no error, and what to do; empty where nothing is missing."""
+    if state.kv_study is not None:
+        return ""
+    if state.calibration is None and isinstance(state, Bench):
+        quick = f"{QUICK_LOOK.samples} windows of {QUICK_LOOK.length} tokens"
+        return _line(
+            f"<b>Nothing is calibrated yet.</b> A quick look at {quick} comes first; bench.ranges() offers more."
+        )
+    if state.calibration is None:
+        return _line("<b>Nothing to show:</b> give the panel a study, <code>KVScalesPanel(study)</code>.")
+    if isinstance(state, Bench):
+        return _line("<b>No errors yet:</b> what attention reads is collected on held-out text first.")
+    return _line("<b>No errors to show:</b> give the panel a study, or assign one to <code>state.kv_study</code>.")
+
+
+def title(state: BenchState) -> str:
+    """The panel's heading."""
+    seen = "" if state.calibration is None else f", calibrated with {html.escape(state.calibration.name)}"
+    return _line(f"<b>Scales of an INT8 KV cache</b>{seen}")
+
+
+def in_short(recipe: Recipe, layer: int, error: float | None) -> str:
+    """Choice and error in a few words, without markup."""
+    stored = "not quantized" if recipe.kv_cache is None else f"INT8 {name_of(recipe.kv_cache)}"
+    return f"{stored}; " + ("no errors yet" if error is None else f"layer {layer} errs by {percent(error)}")
+
+
+def bytes_text(count: int) -> str:
+    """Bytes as "1.51 GB"; decimal prefixes."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"
+
+
+def _line(text: str) -> str:
+    return f'<div class="wb-line">{text}</div>'

@@ -1,0 +1,77 @@
+"""What the panel of ranges says in words: its heading, the names of its buttons, one place in figures. Markup only."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from workbench.bench.bench import QUICK_LOOK
+from workbench.bench.state import Calibration
+from workbench.evaluation.range_table import top_channels
+from workbench.ui.cell_colors import value_text
+from workbench.ui.ranges_charts import RANGE_VIEWS, Seen, per_head
+from workbench.ui.ranges_comparisons import AFTER_SMOOTHING, SMOOTHING, title
+
+SHOWS = ("this", "other", "ratio")
+_SAID = ("absmax", "outlier_ratio")
+
+
+def heading(calibration: Calibration | None, *, on_bench: bool) -> str:
+    """What is shown; or what to do when there is nothing to show."""
+    quick = f"{QUICK_LOOK.samples} windows of {QUICK_LOOK.length} tokens"
+    if calibration is None and not on_bench:
+        return "No ranges yet: give the panel some, <code>RangesPanel(ActivationRanges.load(folder))</code>."
+    if calibration is None:
+        return (
+            f"Nothing is calibrated yet. A quick look at {quick} comes first; "
+            "for a whole calibration press Calibrate below."
+        )
+    text = f"<b>Activation ranges</b> of {html.escape(title(calibration.ranges))}"
+    tokens = sum(source.tokens for source in calibration.ranges.source)
+    if on_bench and tokens <= QUICK_LOOK.samples * QUICK_LOOK.length:
+        text += (
+            ". This is a quick look: a whole calibration sees more tokens, and larger magnitudes. "
+            "Open Calibrate and press its button."
+        )
+    return text
+
+
+def button_names(compare: str) -> list[tuple[str, str]]:
+    """What the map can show, in the words that fit what is compared."""
+    this, other = ("before", "after") if compare == SMOOTHING else ("this", "other")
+    return list(zip((this, other, f"{other} / {this}"), SHOWS, strict=True))
+
+
+def describe(seen: Sequence[Seen], place: str) -> str:
+    """One place in one sentence: of each set of ranges its largest magnitude, and how far its channels differ."""
+    words = []
+    for each in seen:
+        row: dict[Any, Any] = each.table.set_index("place").loc[place].to_dict()
+        said = [f"{RANGE_VIEWS[name].label} {value_text(row[name], RANGE_VIEWS[name])}" for name in _SAID]
+        words.append(f"{html.escape(each.name)}: {', '.join(said)}")
+    if len(seen) > 1 and seen[1].name == AFTER_SMOOTHING and not seen[1].has_histogram(place):
+        words.append("no histogram afterwards, as smoothing divides every channel by a number of its own")
+    return "; ".join(words)
+
+
+def outliers_table(seen: Sequence[Seen], place: str) -> str:
+    """The largest channels as a small table."""
+    top = top_channels(seen[0].ranges, place)
+    columns = {
+        "": [html.escape(name) for name in top["name"]],
+        "largest": [f"{value:.4g}" for value in top["absmax"]],
+        "× median": ["" if pd.isna(value) else f"{value:.1f}" for value in top["times_median"]],
+    }
+    if len(seen) > 1:
+        other = seen[1].channel_values(place)
+        name = "after" if seen[1].name == AFTER_SMOOTHING else "other"
+        columns[name] = [f"{other[channel]:.4g}" for channel in top["channel"]]
+    head = "".join(f"<th>{each}</th>" for each in columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in zip(*columns.values(), strict=True)
+    )
+    what = "heads" if per_head(place) else "channels"
+    return f'<table class="wb-table"><caption>Largest {what}</caption><tr>{head}</tr>{rows}</table>'
