@@ -110,8 +110,8 @@ def test_a_network_that_fails_its_check_is_not_built(
 ) -> None:
     real = building.build_network
 
-    def wrong(*arguments: Any) -> DecoderNetwork:
-        network = real(*arguments)
+    def wrong(*arguments: Any, **options: Any) -> DecoderNetwork:
+        network = real(*arguments, **options)
         network.record.taps["layers.0.attention.o"] = network.record.taps["layers.0.mlp.down"]
         return network
 
