@@ -124,7 +124,7 @@ def test_a_network_that_fails_its_check_is_not_built(
 
 def test_mistakes_are_named(checkpoint: Callable[[Recipe], Path], tmp_path: Path) -> None:
     folder = checkpoint(Recipe(build=LIMITS))
-    with pytest.raises(WorkbenchError, match="verify is 'often'; allowed: full, sample, off"):
+    with pytest.raises(WorkbenchError, match="verify is 'often'; allowed: auto, full, sample, off"):
         build_engine(folder, tmp_path / "engine", BuildOptions(verify="often"))
     with pytest.raises(BuildError, match=r"max_input_len 5000 .* allowed: up to the model's max_position_embeddings"):
         build_engine(folder, tmp_path / "engine", BuildOptions(limits=BuildLimits(max_input_len=5000)))

@@ -14,7 +14,15 @@ from workbench.ui.recipe_form import FieldsBox
 @pytest.mark.parametrize(
     ("part", "widgets"),
     [
-        (Recipe(), {"model": ipywidgets.Text, "dtype": ipywidgets.Dropdown, "keep": ipywidgets.Text}),
+        (
+            Recipe(),
+            {
+                "model": ipywidgets.Text,
+                "dtype": ipywidgets.Dropdown,
+                "keep": ipywidgets.Text,
+                "max_positions": ipywidgets.IntText,
+            },
+        ),
         (Int8WeightOnly(), {}),
         (Int4WeightOnly(), {"group_size": ipywidgets.IntText}),
         (
