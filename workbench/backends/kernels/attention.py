@@ -1,0 +1,302 @@
+"""Triton kernels of attention: RoPE, the write into the cache, and decoding split over the sequence.
+
+Knows a cache ``[batch, kv_heads, max_len, head_dim]`` in the activations' dtype or INT8. Keys are cached after RoPE.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workbench.backends.kernels.rowwise import integers_of, launch_options, take_turn
+from workbench.model.ops import AttentionSpec, LayerCache
+
+KEYS = 64  # keys that a program of the decode kernel reads at once
+HEADS = 16  # heads that a program of the RoPE kernel turns at once
+PROGRAMS = 528  # four for each of an H100's 132 processors: what decoding is split into where the batch is small
+MAX_SPLITS = 32
+
+
+@triton.jit
+def _rope_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    qkv, positions, cos, sin, key_scale, value_scale, query, key_cache, value_cache, key, value, seq, max_len, scale,
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,  # noqa: N803
+    INT8: tl.constexpr, PER_HEAD: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    pairs = tl.arange(0, HALF)
+    inside = pairs < DIM // 2
+    batch, step = token // seq, token % seq
+    position = tl.load(positions + token)
+    turn_cos = tl.load(cos + position * (DIM // 2) + pairs, mask=inside, other=0.0)[None, :]
+    turn_sin = tl.load(sin + position * (DIM // 2) + pairs, mask=inside, other=0.0)[None, :]
+    is_query = heads < NUM_HEADS
+    is_value = heads >= NUM_HEADS + KV_HEADS
+    mask = (heads < NUM_HEADS + 2 * KV_HEADS)[:, None] & inside[None, :]
+    source = qkv + (token * (NUM_HEADS + 2 * KV_HEADS) + heads[:, None]) * DIM + pairs[None, :]
+    first = tl.load(source, mask=mask, other=0.0)
+    second = tl.load(source + DIM // 2, mask=mask, other=0.0)
+    wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
+    factor = tl.where(is_query, scale, 1.0)[:, None]
+    low = (wide_first * turn_cos - wide_second * turn_sin) * factor
+    high = (wide_second * turn_cos + wide_first * turn_sin) * factor
+    low = tl.where(is_value[:, None], wide_first, low).to(first.dtype)
+    high = tl.where(is_value[:, None], wide_second, high).to(first.dtype)
+
+    to_query = query + (token * NUM_HEADS + heads[:, None]) * DIM + pairs[None, :]
+    tl.store(to_query, low, mask=mask & is_query[:, None])
+    tl.store(to_query + DIM // 2, high, mask=mask & is_query[:, None])
+
+    # A pad's row may lie beyond the cache; nothing reads it.
+    row = position
+    kv_head = tl.where(is_value, heads - NUM_HEADS - KV_HEADS, heads - NUM_HEADS)
+    cached = mask & (heads >= NUM_HEADS)[:, None] & (row < max_len)
+    to_cache = ((batch * KV_HEADS + kv_head[:, None]) * max_len + row) * DIM + pairs[None, :]
+    is_key_2d = cached & (heads < NUM_HEADS + KV_HEADS)[:, None]
+    is_value_2d = cached & is_value[:, None]
+    if INT8:
+        at = kv_head if PER_HEAD else kv_head * 0
+        real = heads < NUM_HEADS + 2 * KV_HEADS
+        key_factor = tl.load(key_scale + at, mask=real & (heads >= NUM_HEADS) & (heads < NUM_HEADS + KV_HEADS), other=1.0)
+        value_factor = tl.load(value_scale + at, mask=real & is_value, other=1.0)
+        head_scale = tl.where(is_value, value_factor, key_factor)[:, None]
+        low_int = integers_of(low.to(tl.float32), head_scale)
+        high_int = integers_of(high.to(tl.float32), head_scale)
+        low = (low_int.to(tl.float32) * head_scale).to(first.dtype)
+        high = (high_int.to(tl.float32) * head_scale).to(first.dtype)
+        to_new = ((batch * KV_HEADS + kv_head[:, None]) * seq + step) * DIM + pairs[None, :]
+        tl.store(key + to_new, low, mask=is_key_2d)
+        tl.store(key + to_new + DIM // 2, high, mask=is_key_2d)
+        tl.store(value + to_new, low, mask=is_value_2d)
+        tl.store(value + to_new + DIM // 2, high, mask=is_value_2d)
+        tl.store(key_cache + to_cache, low_int, mask=is_key_2d)
+        tl.store(key_cache + to_cache + DIM // 2, high_int, mask=is_key_2d)
+        tl.store(value_cache + to_cache, low_int, mask=is_value_2d)
+        tl.store(value_cache + to_cache + DIM // 2, high_int, mask=is_value_2d)
+    else:
+        tl.store(key_cache + to_cache, low, mask=is_key_2d)
+        tl.store(key_cache + to_cache + DIM // 2, high, mask=is_key_2d)
+        tl.store(value_cache + to_cache, low, mask=is_value_2d)
+        tl.store(value_cache + to_cache + DIM // 2, high, mask=is_value_2d)
+
+
+@triton.jit
+def _scores(query, keys, DOT: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """``[group, width] x [keys, width] -> [group, keys]`` float32."""
+    if DOT:
+        return tl.dot(query, tl.trans(keys), input_precision="ieee")
+    return tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)[None, :]
+
+
+@triton.jit
+def _weighted(weights, values, DOT: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """``[group, keys] x [keys, width] -> [group, width]`` float32."""
+    if DOT:
+        return tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    return tl.sum(tl.trans(weights) * values.to(tl.float32), 0)[None, :]
+
+
+@triton.jit
+def _decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0915
+    qkv, start, cos, sin, key_cache, value_cache, key_scale, value_scale, context, partial, stats, max_len, scale,
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    HALF: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, INT8: tl.constexpr,  # noqa: N803
+    PER_HEAD: tl.constexpr, PDL: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    batch, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
+    split = tl.program_id(1)
+    group, pairs, columns = tl.arange(0, BLOCK), tl.arange(0, HALF), tl.arange(0, WIDTH)
+    dtype = qkv.dtype.element_ty
+    DOT: tl.constexpr = BLOCK > 1  # noqa: N806
+    has_pair, has_column = pairs < DIM // 2, columns < DIM
+    if INT8:
+        key_factor = tl.load(key_scale + (kv_head if PER_HEAD else 0))
+        value_factor = tl.load(value_scale + (kv_head if PER_HEAD else 0))
+    take_turn(PDL)
+    length = tl.load(start + batch)
+    turn_cos = tl.load(cos + length * (DIM // 2) + pairs, mask=has_pair, other=0.0)
+    turn_sin = tl.load(sin + length * (DIM // 2) + pairs, mask=has_pair, other=0.0)
+    row = qkv + batch.to(tl.int64) * ((NUM_HEADS + 2 * KV_HEADS) * DIM)
+
+    head = kv_head * GROUP + group
+    mask = (group < GROUP)[:, None] & has_pair[None, :]
+    first = tl.load(row + head[:, None] * DIM + pairs[None, :], mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(row + head[:, None] * DIM + DIM // 2 + pairs[None, :], mask=mask, other=0.0).to(tl.float32)
+    query_low = ((first * turn_cos[None, :] - second * turn_sin[None, :]) * scale).to(dtype)
+    query_high = ((second * turn_cos[None, :] + first * turn_sin[None, :]) * scale).to(dtype)
+
+    at_key = row + (NUM_HEADS + kv_head) * DIM + pairs
+    first = tl.load(at_key, mask=has_pair, other=0.0).to(tl.float32)
+    second = tl.load(at_key + DIM // 2, mask=has_pair, other=0.0).to(tl.float32)
+    key_low = (first * turn_cos - second * turn_sin).to(dtype)
+    key_high = (second * turn_cos + first * turn_sin).to(dtype)
+    value = tl.load(row + (NUM_HEADS + KV_HEADS + kv_head) * DIM + columns, mask=has_column, other=0.0)
+    base = (batch.to(tl.int64) * KV_HEADS + kv_head) * max_len * DIM
+    new_row = base + length.to(tl.int64) * DIM
+    if INT8:
+        low_int, high_int = integers_of(key_low.to(tl.float32), key_factor), integers_of(key_high.to(tl.float32), key_factor)
+        value_int = integers_of(value.to(tl.float32), value_factor)
+        if split == 0:
+            tl.store(key_cache + new_row + pairs, low_int, mask=has_pair)
+            tl.store(key_cache + new_row + DIM // 2 + pairs, high_int, mask=has_pair)
+            tl.store(value_cache + new_row + columns, value_int, mask=has_column)
+        key_low = (low_int.to(tl.float32) * key_factor).to(dtype)
+        key_high = (high_int.to(tl.float32) * key_factor).to(dtype)
+        value = (value_int.to(tl.float32) * value_factor).to(dtype)
+    elif split == 0:
+        tl.store(key_cache + new_row + pairs, key_low, mask=has_pair)
+        tl.store(key_cache + new_row + DIM // 2 + pairs, key_high, mask=has_pair)
+        tl.store(value_cache + new_row + columns, value, mask=has_column)
+
+    # The new row is the first split's beginning; the other splits begin with nothing.
+    own = query_low.to(tl.float32) * key_low.to(tl.float32)[None, :]
+    own += query_high.to(tl.float32) * key_high.to(tl.float32)[None, :]
+    largest = tl.where(split == 0, tl.sum(own, 1), float("-inf"))
+    total = tl.where(split == 0, tl.full([BLOCK], 1.0, tl.float32), 0.0)
+    start_value = tl.where(split == 0, value.to(tl.float32), 0.0)
+    sums = tl.zeros([BLOCK, WIDTH], tl.float32) + start_value[None, :]
+    score_scale = 1.0
+    value_scale_after = 1.0
+    if INT8:
+        score_scale = key_factor
+        value_scale_after = value_factor
+        sums = sums / value_factor
+
+    share = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
+    begin = split * share
+    end = tl.minimum(length, begin + share)
+    for key_row in range(begin, end, KEYS):
+        rows = key_row + tl.arange(0, KEYS)
+        held = rows < end
+        at = base + rows.to(tl.int64)[:, None] * DIM
+        pair_mask = held[:, None] & has_pair[None, :]
+        low = tl.load(key_cache + at + pairs[None, :], mask=pair_mask, other=0).to(dtype)
+        high = tl.load(key_cache + at + DIM // 2 + pairs[None, :], mask=pair_mask, other=0).to(dtype)
+        values = tl.load(value_cache + at + columns[None, :], mask=held[:, None] & has_column[None, :], other=0).to(dtype)
+        scores = (_scores(query_low, low, DOT) + _scores(query_high, high, DOT)) * score_scale
+        scores = tl.where(held[None, :], scores, float("-inf"))
+        newest = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp(largest - newest)
+        weights = tl.exp(scores - newest[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        sums = sums * shrink[:, None] + _weighted(weights, values, DOT)
+        largest = newest
+    sums = sums * value_scale_after
+
+    out_head = batch.to(tl.int64) * NUM_HEADS + head
+    out_mask = (group < GROUP)[:, None] & has_column[None, :]
+    if SPLITS == 1:
+        tl.store(context + out_head[:, None] * DIM + columns[None, :], (sums / total[:, None]).to(dtype), mask=out_mask)
+    else:
+        piece = out_head * SPLITS + split
+        tl.store(partial + piece[:, None] * DIM + columns[None, :], sums, mask=out_mask)
+        tl.store(stats + piece * 2, largest, mask=group < GROUP)
+        tl.store(stats + piece * 2 + 1, total, mask=group < GROUP)
+
+
+@triton.jit
+def _combine_kernel(  # type: ignore[no-untyped-def]
+    partial, stats, context, DIM: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr  # noqa: N803
+):
+    head = tl.program_id(0).to(tl.int64)
+    splits, columns = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
+    take_turn(PDL)
+    largest = tl.load(stats + (head * SPLITS + splits) * 2)
+    total = tl.load(stats + (head * SPLITS + splits) * 2 + 1)
+    weights = tl.where(total > 0.0, tl.exp(largest - tl.max(largest, 0)), 0.0)
+    mask = (total > 0.0)[:, None] & (columns < DIM)[None, :]
+    sums = tl.load(partial + (head * SPLITS + splits)[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
+    mixed = tl.sum(sums * weights[:, None], 0) / tl.sum(total * weights, 0)
+    tl.store(context + head * DIM + columns, mixed.to(context.dtype.element_ty), mask=columns < DIM)
+
+
+def rotate_and_write(
+    qkv: Tensor, positions: Tensor, cache: LayerCache[Tensor], spec: AttentionSpec
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """RoPE on query and key; key and value go into the cache at their positions.
+
+    Args:
+        qkv: ``[batch, seq, (heads + 2 * kv_heads) * head_dim]``.
+        positions: int64 ``[batch, seq]``.
+        cache: written in place.
+        spec: heads, tables on the device, and scales of an INT8 cache.
+
+    Returns:
+        Query ``[batch, seq, heads, head_dim]``, scaled by ``head_dim ** -0.5``; for an INT8 cache also the key and the
+        value ``[batch, kv_heads, seq, head_dim]`` as the cache holds them, multiplied back.
+    """
+    batch, seq, _ = qkv.shape
+    query = torch.empty(batch, seq, spec.num_heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+    key = value = None
+    if spec.kv_scales is not None:
+        shape = (batch, spec.num_kv_heads, seq, spec.head_dim)
+        key, value = (torch.empty(shape, dtype=qkv.dtype, device=qkv.device) for _ in range(2))
+    total = spec.num_heads + 2 * spec.num_kv_heads
+    _rope_kernel[(batch * seq, triton.cdiv(total, HEADS))](
+        qkv, positions, spec.rotary.cos, spec.rotary.sin, *_scales(spec), query, cache.key, cache.value, key, value,
+        seq, cache.key.shape[2], spec.head_dim**-0.5,
+        NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, BLOCK=HEADS,
+        HALF=triton.next_power_of_2(spec.head_dim // 2), **_int8(spec), num_warps=4,
+    )  # fmt: skip
+    return query, key, value
+
+
+def decode(
+    qkv: Tensor, start: Tensor, cache: LayerCache[Tensor], spec: AttentionSpec, *, overlap: bool = False
+) -> Tensor:
+    """One new token a row: RoPE, the write into the cache and attention over it, in one kernel or two.
+
+    Args:
+        qkv: ``[batch, (heads + 2 * kv_heads) * head_dim]``.
+        start: int32 ``[batch]``: rows that the cache holds, and the position of the new token.
+        cache: written in place at row ``start``.
+        spec: heads, tables on the device, and scales of an INT8 cache.
+        overlap: see :func:`launch_options`.
+
+    Returns:
+        ``[batch, heads * head_dim]``.
+    """
+    batch = qkv.shape[0]
+    splits = split_count(batch * spec.num_kv_heads, cache.key.shape[2])
+    group = spec.num_heads // spec.num_kv_heads
+    context = torch.empty(batch, spec.num_heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+    partial = stats = None
+    if splits > 1:
+        pieces = batch * spec.num_heads * splits
+        partial = torch.empty(pieces, spec.head_dim, dtype=torch.float32, device=qkv.device)
+        stats = torch.empty(pieces, 2, dtype=torch.float32, device=qkv.device)
+    width = max(16, triton.next_power_of_2(spec.head_dim))
+    _decode_kernel[(batch * spec.num_kv_heads, splits)](
+        qkv, start, spec.rotary.cos, spec.rotary.sin, cache.key, cache.value, *_scales(spec), context, partial, stats,
+        cache.key.shape[2], spec.head_dim**-0.5,
+        NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, GROUP=group,
+        BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
+        HALF=max(16, triton.next_power_of_2(spec.head_dim // 2)), WIDTH=width, KEYS=KEYS, SPLITS=splits,
+        **_int8(spec), PDL=overlap, **launch_options(overlap=overlap, num_warps=4),
+    )  # fmt: skip
+    if splits > 1:
+        _combine_kernel[(batch * spec.num_heads,)](
+            partial, stats, context, DIM=spec.head_dim, WIDTH=width, SPLITS=splits, PDL=overlap,
+            **launch_options(overlap=overlap, num_warps=2),
+        )  # fmt: skip
+    return context
+
+
+def split_count(programs: int, max_len: int) -> int:
+    """Parts of the sequence, a power of two: enough programs for the GPU, no part shorter than one load of keys."""
+    wanted = min(triton.cdiv(PROGRAMS, programs), triton.cdiv(max_len, KEYS), MAX_SPLITS)
+    return 1 << (wanted.bit_length() - 1)
+
+
+def _scales(spec: AttentionSpec) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if spec.kv_scales is None else (spec.kv_scales.key, spec.kv_scales.value)
+
+
+def _int8(spec: AttentionSpec) -> dict[str, Any]:
+    scales = spec.kv_scales
+    return {"INT8": scales is not None, "PER_HEAD": scales is not None and scales.key.numel() > 1}

@@ -1,0 +1,154 @@
+"""Tile choices of the skinny products: measured once for a device, then read from disk. Knows kernels, no models.
+
+Choices for the H100 and the shapes of InternLM-7B come with the package; others are measured when :func:`tune` is asked
+to, and until then a rule chooses.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.backends.kernels.nvrtc import cache_dir, write_atomically
+from workbench.backends.kernels.skinny_gemm import (
+    MAX_SHARED_BYTES,
+    WORKSPACE_SUMS,
+    Kind,
+    SkinnyLinear,
+    Tiles,
+    column_tiles_of,
+)
+
+Table = dict[str, list[int]]
+CACHE_BYTES = 200 << 20  # rotated through while timing, so that no weight is read from the L2 cache
+
+
+def key_of(linear: SkinnyLinear, columns: int, *, glu: bool) -> str:
+    """What a choice depends on beside the device."""
+    bucket = columns if columns == 1 else 8 * column_tiles_of(columns)
+    name = f"{linear.kind.name.lower()} {linear.rows}x{linear.k} columns {bucket}"
+    return f"{name} swiglu" if glu else name
+
+
+def default_tiles(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles:
+    """A sound choice for any shape: all warps along k for few columns, along rows for many."""
+    column_tiles = column_tiles_of(columns)
+    row_tiles = 2 if glu or column_tiles > 1 else 1
+    if column_tiles == 1:
+        return Tiles(row_tiles, 1, 8, 2 if linear.kind is Kind.FLOAT16 else 1)
+    return Tiles(row_tiles, 2, 2 if column_tiles == 8 else 4, 1)
+
+
+def choose(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles:
+    """The tuned choice, or the rule's."""
+    tuned = _table(torch.cuda.get_device_name(linear.packed.device)).get(key_of(linear, columns, glu=glu))
+    return Tiles(*tuned) if tuned else default_tiles(linear, columns, glu=glu)
+
+
+@functools.cache
+def _table(device: str) -> Table:
+    """Choices for a device: those of the package, then what was measured here."""
+    table: Table = {}
+    packaged = resources.files(__package__).joinpath("tiles.json")
+    for place in (packaged, cache_dir() / "tiles.json"):
+        if place.is_file():
+            table |= json.loads(place.read_text(encoding="utf-8")).get(device, {})
+    return table
+
+
+def remember(device: str, choices: Table) -> None:
+    """Add measured choices to the table on disk."""
+    path = cache_dir() / "tiles.json"
+    tables: dict[str, Table] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    tables[device] = tables.get(device, {}) | choices
+    write_atomically(path, (json.dumps(tables, indent=1, sort_keys=True) + "\n").encode())
+    _table.cache_clear()
+
+
+def candidates(linear: SkinnyLinear, columns: int, *, glu: bool) -> Iterator[Tiles]:
+    """Choices worth timing: enough loads in flight to fill a GPU's memory pipes, sums that fit shared memory."""
+    column_tiles = column_tiles_of(columns)
+    warps = ((1, 4), (1, 8), (1, 16), (2, 4), (2, 8), (4, 1), (4, 2), (4, 4), (8, 1))
+    for row_tiles, (warps_m, warps_k), depth, split in itertools.product((1, 2, 4), warps, (1, 2, 4), (1, 2, 4)):
+        tiles = Tiles(row_tiles, warps_m, warps_k, depth, split)
+        if (row_tiles == 2 or not glu) and _sensible(tiles, linear, column_tiles, glu=glu):
+            yield tiles
+
+
+def _sensible(tiles: Tiles, linear: SkinnyLinear, column_tiles: int, *, glu: bool) -> bool:
+    launch = tiles.launch(-(-linear.rows // 16), column_tiles, glu=glu, overlap=False)
+    blocks, in_flight = launch.grid[0] * tiles.split, tiles.row_tiles * tiles.depth
+    block_tiles = tiles.row_tiles * tiles.warps_m
+    if launch.shared_bytes > MAX_SHARED_BYTES or not 2 <= in_flight <= 4 or blocks < 120:
+        return False
+    if tiles.split > 1 and (launch.grid[0] > 300 or not fits_workspace(tiles, linear, column_tiles)):
+        return False
+    # Where x is wide, few rows to a block read it again and again; where it is not, few blocks leave processors idle.
+    return min(4, column_tiles) <= block_tiles <= 8
+
+
+def fits_workspace(tiles: Tiles, linear: SkinnyLinear, column_tiles: int) -> bool:
+    """Whether the sums of split blocks fit the memory that is set aside for them."""
+    return tiles.split * (linear.rows + 128) * 8 * column_tiles <= WORKSPACE_SUMS
+
+
+def timed_us(run: Callable[[int], Any], turns: int) -> float:
+    """Median time in microseconds of one of ``turns`` calls that follow each other in a CUDA graph."""
+    run(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for turn in range(turns):
+            run(turn)
+    times = []
+    for _ in range(5):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / turns)
+    return statistics.median(times)
+
+
+def tune(linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool = False) -> tuple[Tiles, float]:
+    """The fastest choice and its time in microseconds, weights read from memory; see :func:`remember`."""
+    held = linear.packed
+    copies = [held, *(held.clone() for _ in range(max(1, CACHE_BYTES // held.nbytes)))]
+    x = torch.randn(columns, linear.k, device=held.device, dtype=torch.float16)
+    scale: Tensor | None = None
+    if linear.kind is Kind.W8A8:
+        x = torch.randint(-127, 128, x.shape, device=held.device, dtype=torch.int8)
+        scale = torch.rand(columns, 1, device=held.device)
+    choices = list(candidates(linear, columns, glu=glu))
+    with ThreadPoolExecutor() as pool:  # compiling takes the longest, and does not hold the interpreter's lock
+        list(pool.map(lambda tiles: linear.compile(tiles, columns, glu=glu, overlap=overlap), choices))
+    best: tuple[float, Tiles] | None = None
+    try:
+        for tiles in choices:
+
+            def run(turn: int, tiles: Tiles = tiles) -> None:
+                linear.packed = copies[turn % len(copies)]
+                linear(x, tiles, column_scale=scale, glu=glu, overlap=overlap)
+
+            found = timed_us(run, max(len(copies), 8)), tiles
+            best = found if best is None else min(best, found)
+    finally:
+        linear.packed = held
+    assert best is not None
+    return best[1], best[0]
+
+
+def as_entry(tiles: Tiles) -> list[int]:
+    """A choice as the table holds it."""
+    return list(astuple(tiles))
