@@ -31,8 +31,11 @@ def test_norms(triton_device: str, rows: int, features: int, dtype: torch.dtype,
     residual = _random(triton_device, rows, features, dtype=dtype, seed=1) if with_residual else None
     weight = 1 + 0.1 * _random(triton_device, features, dtype=dtype, seed=2)
     expected = TorchOps(dtype).add_rms_norm(x, residual, weight, 1e-6)
-    for found, reference in zip(rowwise.add_rms_norm(x, residual, weight, 1e-6), expected, strict=True):
-        assert relative_l2(found, reference) < TOLERANCE[dtype]["op"]
+    summed = x if residual is None else torch.empty_like(x)
+    normed = rowwise.add_rms_norm((x, residual, summed), weight, 1e-6)
+    assert relative_l2(normed, expected[0]) < TOLERANCE[dtype]["op"]
+    # The interpreter cuts float32 to bfloat16 where a GPU rounds.
+    assert relative_l2(summed, expected[1]) <= (TOLERANCE[dtype]["op"] if dtype == torch.bfloat16 else 0)
 
 
 @pytest.mark.parametrize(("rows", "features"), SHAPES)
@@ -43,8 +46,8 @@ def test_a_norm_that_quantizes_gives_the_integers_of_the_norm(
     x, residual = _random(triton_device, rows, features), _random(triton_device, rows, features, seed=1)
     weight = 1 + 0.1 * _random(triton_device, features, seed=2)
     scale = torch.tensor(0.02, device=triton_device) if static else None
-    normed, expected_sum = rowwise.add_rms_norm(x, residual, weight, 1e-6)
-    summed = torch.empty_like(x)
+    summed, expected_sum = torch.empty_like(x), x + residual
+    normed = rowwise.add_rms_norm((x, residual, expected_sum.clone()), weight, 1e-6)
     found = rowwise.add_rms_norm_quantized((x, residual, summed), weight, 1e-6, scale)
     integers, scales = quantize_per_token(normed) if scale is None else (quantize_int8(normed, scale), scale)
     assert torch.equal(summed, expected_sum)

@@ -12,13 +12,18 @@ from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.kernels.nvrtc import compile_cubin, find_nvrtc
 from workbench.backends.kernels.skinny_gemm import Kind, SkinnyLinear, Tiles, column_tiles_of, source, supports
 from workbench.backends.torch_ops import TorchOps
-from workbench.model.numerics import pack_int4, quantize_int4_groups, quantize_int8, quantize_per_channel
-from workbench.model.numerics import quantize_per_token
+from workbench.model.numerics import (
+    pack_int4,
+    quantize_int4_groups,
+    quantize_int8,
+    quantize_per_channel,
+    quantize_per_token,
+)
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
 
 HALF = torch.float16
 KINDS = ["dense", "int8", "int4_128", "int4_64", "int4_32", "int4_0", "w8a8", "w8a8_static"]
-CHOICES = [Tiles(1, 1, 8, 2), Tiles(2, 2, 4, 1), Tiles(1, 4, 2, 2, 2), Tiles(4, 1, 2, 1, 4), Tiles(2, 1, 1, 4)]
+CHOICES = [Tiles(1, 1, 8, 2, prefetch=4), Tiles(2, 2, 4, 1), Tiles(1, 4, 2, 2, 2), Tiles(4, 1, 2, 1, 4), Tiles(2, 1, 1, 4)]
 needs_nvrtc = pytest.mark.skipif(find_nvrtc() is None, reason="needs NVRTC (pip install nvidia-cuda-nvrtc)")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -126,5 +131,6 @@ def test_columns_are_rounded_up_to_a_compiled_number_of_tiles(columns: int, expe
 @pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
 def test_the_kernel_compiles_without_a_gpu(kind: Kind, architecture: str) -> None:
     for tiles, glu in ((Tiles(1, 1, 8, 2), False), (Tiles(2, 2, 2, 1, 2), True)):
-        code = compile_cubin(source(), tiles.options(kind, 2, groups=4 if kind is Kind.INT4 else 1, glu=glu, overlap=True), architecture)
+        groups = 4 if kind is Kind.INT4 else 1
+        code = compile_cubin(source(), tiles.options(kind, 2, groups=groups, glu=glu, overlap=True), architecture)
         assert code.startswith(b"\x7fELF")

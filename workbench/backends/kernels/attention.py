@@ -15,7 +15,8 @@ from torch import Tensor
 from workbench.backends.kernels.rowwise import integers_of, launch_options, take_turn
 from workbench.model.ops import AttentionSpec, LayerCache
 
-KEYS = 64  # keys that a program of the decode kernel reads at once
+KEYS = 64  # keys that a program of the decode kernel reads at once, at most
+LONG = 1024  # rows of a cache from which an INT8 program reads the most keys at once
 HEADS = 16  # heads that a program of the RoPE kernel turns at once
 PROGRAMS = 528  # four for each of an H100's 132 processors: what decoding is split into where the batch is small
 MAX_SPLITS = 32
@@ -62,7 +63,8 @@ def _rope_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     if INT8:
         at = kv_head if PER_HEAD else kv_head * 0
         real = heads < NUM_HEADS + 2 * KV_HEADS
-        key_factor = tl.load(key_scale + at, mask=real & (heads >= NUM_HEADS) & (heads < NUM_HEADS + KV_HEADS), other=1.0)
+        is_key = (heads >= NUM_HEADS) & (heads < NUM_HEADS + KV_HEADS)
+        key_factor = tl.load(key_scale + at, mask=is_key, other=1.0)
         value_factor = tl.load(value_scale + at, mask=real & is_value, other=1.0)
         head_scale = tl.where(is_value, value_factor, key_factor)[:, None]
         low_int = integers_of(low.to(tl.float32), head_scale)
@@ -90,7 +92,8 @@ def _scores(query, keys, DOT: tl.constexpr):  # type: ignore[no-untyped-def]  # 
     """``[group, width] x [keys, width] -> [group, keys]`` float32."""
     if DOT:
         return tl.dot(query, tl.trans(keys), input_precision="ieee")
-    return tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)[None, :]
+    else:  # what follows a return is compiled all the same
+        return tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)[None, :]
 
 
 @triton.jit
@@ -98,7 +101,8 @@ def _weighted(weights, values, DOT: tl.constexpr):  # type: ignore[no-untyped-de
     """``[group, keys] x [keys, width] -> [group, width]`` float32."""
     if DOT:
         return tl.dot(weights.to(values.dtype), values, input_precision="ieee")
-    return tl.sum(tl.trans(weights) * values.to(tl.float32), 0)[None, :]
+    else:
+        return tl.sum(tl.trans(weights) * values.to(tl.float32), 0)[None, :]
 
 
 @triton.jit
@@ -139,7 +143,8 @@ def _decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0915
     base = (batch.to(tl.int64) * KV_HEADS + kv_head) * max_len * DIM
     new_row = base + length.to(tl.int64) * DIM
     if INT8:
-        low_int, high_int = integers_of(key_low.to(tl.float32), key_factor), integers_of(key_high.to(tl.float32), key_factor)
+        low_int = integers_of(key_low.to(tl.float32), key_factor)
+        high_int = integers_of(key_high.to(tl.float32), key_factor)
         value_int = integers_of(value.to(tl.float32), value_factor)
         if split == 0:
             tl.store(key_cache + new_row + pairs, low_int, mask=has_pair)
@@ -161,10 +166,8 @@ def _decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0915
     start_value = tl.where(split == 0, value.to(tl.float32), 0.0)
     sums = tl.zeros([BLOCK, WIDTH], tl.float32) + start_value[None, :]
     score_scale = 1.0
-    value_scale_after = 1.0
     if INT8:
         score_scale = key_factor
-        value_scale_after = value_factor
         sums = sums / value_factor
 
     share = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
@@ -177,7 +180,8 @@ def _decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0915
         pair_mask = held[:, None] & has_pair[None, :]
         low = tl.load(key_cache + at + pairs[None, :], mask=pair_mask, other=0).to(dtype)
         high = tl.load(key_cache + at + DIM // 2 + pairs[None, :], mask=pair_mask, other=0).to(dtype)
-        values = tl.load(value_cache + at + columns[None, :], mask=held[:, None] & has_column[None, :], other=0).to(dtype)
+        column_mask = held[:, None] & has_column[None, :]
+        values = tl.load(value_cache + at + columns[None, :], mask=column_mask, other=0).to(dtype)
         scores = (_scores(query_low, low, DOT) + _scores(query_high, high, DOT)) * score_scale
         scores = tl.where(held[None, :], scores, float("-inf"))
         newest = tl.maximum(largest, tl.max(scores, 1))
@@ -186,7 +190,8 @@ def _decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0915
         total = total * shrink + tl.sum(weights, 1)
         sums = sums * shrink[:, None] + _weighted(weights, values, DOT)
         largest = newest
-    sums = sums * value_scale_after
+    if INT8:
+        sums = sums * value_factor
 
     out_head = batch.to(tl.int64) * NUM_HEADS + head
     out_mask = (group < GROUP)[:, None] & has_column[None, :]
@@ -271,13 +276,14 @@ def decode(
         partial = torch.empty(pieces, spec.head_dim, dtype=torch.float32, device=qkv.device)
         stats = torch.empty(pieces, 2, dtype=torch.float32, device=qkv.device)
     width = max(16, triton.next_power_of_2(spec.head_dim))
+    keys, warps = decode_block(group, cache)
     _decode_kernel[(batch * spec.num_kv_heads, splits)](
         qkv, start, spec.rotary.cos, spec.rotary.sin, cache.key, cache.value, *_scales(spec), context, partial, stats,
         cache.key.shape[2], spec.head_dim**-0.5,
         NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, GROUP=group,
         BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
-        HALF=max(16, triton.next_power_of_2(spec.head_dim // 2)), WIDTH=width, KEYS=KEYS, SPLITS=splits,
-        **_int8(spec), PDL=overlap, **launch_options(overlap=overlap, num_warps=4),
+        HALF=max(16, triton.next_power_of_2(spec.head_dim // 2)), WIDTH=width, KEYS=keys, SPLITS=splits,
+        **_int8(spec), PDL=overlap, **launch_options(overlap=overlap, num_warps=warps),
     )  # fmt: skip
     if splits > 1:
         _combine_kernel[(batch * spec.num_heads,)](
@@ -285,6 +291,15 @@ def decode(
             **launch_options(overlap=overlap, num_warps=2),
         )  # fmt: skip
     return context
+
+
+def decode_block(group: int, cache: LayerCache[Tensor]) -> tuple[int, int]:
+    """Keys that a program reads at once, and its warps: measured on an H100, see docs/benchmarks.md."""
+    if group > 1:
+        return KEYS, 4
+    if cache.key.dtype == torch.int8:
+        return (KEYS, 2) if cache.key.shape[2] > LONG else (KEYS // 2, 1)
+    return KEYS // 2, 2
 
 
 def split_count(programs: int, max_len: int) -> int:

@@ -31,8 +31,8 @@ def tile_int8(weight: Tensor) -> Tensor:
 def tile_int4(packed: Tensor) -> Tensor:
     """``[out, in / 2]`` uint8 as :func:`~workbench.model.numerics.pack_int4` -> ``[tiles, steps, 2, 32, 16]`` uint8.
 
-    Nibbles become ``q + 8``. Within a word of 8 values the even ones lie in the low half: two values that are multiplied
-    together are 16 bits apart, where one instruction turns both into float16.
+    Nibbles become ``q + 8``. Within a word of 8 values the even ones lie in the low half: neighbours are 16 bits apart,
+    where one instruction turns both into float16.
     """
     padded = _padded(packed, TILE_ROWS, INT4_STEP // 2)
     steps = padded.shape[1] // (INT4_STEP // 2)

@@ -132,13 +132,18 @@ def _rescale_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, overlap: bool = False
-) -> tuple[Tensor, Tensor]:
-    """``r = x + residual``; (RMSNorm(r) * weight, r), both ``[rows, features]`` in the dtype of x."""
-    summed = x if residual is None else torch.empty_like(x)
-    normed = torch.empty_like(x)
-    _norm((x, residual, summed), weight, eps, (normed, None, None), overlap=overlap)
-    return normed, summed
+    tensors: tuple[Tensor, Tensor | None, Tensor], weight: Tensor, eps: float, *, overlap: bool = False
+) -> Tensor:
+    """``RMSNorm(x + residual) * weight``, ``[rows, features]`` in the dtype of x.
+
+    Args:
+        tensors: x, the residual or None, and where their sum goes (x itself where there is no residual).
+        weight, eps: of the norm.
+        overlap: see :func:`launch_options`.
+    """
+    normed = torch.empty_like(tensors[0])
+    _norm(tensors, weight, eps, (normed, None, None), overlap=overlap)
+    return normed
 
 
 def add_rms_norm_quantized(
@@ -151,11 +156,7 @@ def add_rms_norm_quantized(
 ) -> Quantized:
     """As :func:`add_rms_norm` with the norm in INT8, one scale a row where ``static_scale`` is None.
 
-    Args:
-        tensors: x, the residual or None, and where their sum goes (x itself where there is no residual).
-        weight, eps: of the norm.
-        static_scale: float32 ``[]`` from calibration.
-        overlap: see :func:`launch_options`.
+    ``static_scale`` is float32 ``[]`` from calibration.
     """
     x = tensors[0]
     integers = torch.empty(x.shape, dtype=torch.int8, device=x.device)

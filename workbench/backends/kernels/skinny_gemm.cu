@@ -9,6 +9,7 @@
 // ROW_TILES row tiles a warp, WM warps along rows, WK warps along k, DEPTH steps in flight, COLUMN_TILES column tiles, SPLIT blocks along k,
 // GLU 1: row tiles are (gate, up) pairs and y = silu(gate) * up; PDL 1: started by the previous kernel's trigger.
 // GROUPS: scales of INT4 groups that one step and row needs: 1, 2 or 4 (1 for the other kinds).
+// PREFETCH: steps of a warp, beyond those in flight, that are brought into the L2 cache before the previous kernel ends.
 // TILED 1: weights are stored in the order in which lanes read them: [row tile][step][half][lane] of 16 bytes.
 // Half arithmetic is written in PTX, so that no header is needed to compile this at run time.
 
@@ -163,22 +164,40 @@ struct Held {
     u32 scale[ROW_TILES][GROUPS];
 };
 
+// Where a lane reads 16 bytes of row tile r, half h; null beyond the matrix.
+__device__ __forceinline__ const uint4* granule_of(const Problem& p, const Warp& w, int step, int steps, int r, int h) {
+    long tile = tile_of(p, w, r);
+#if TILED
+    const uint4* at = p.weight + ((tile * steps + step) * 2 + h) * 32 + w.lane;
+    bool inside = step < steps && tile * 16 < p.rows;
+#else
+    int granules = p.k / PER_GRANULE, granule = step * 4 + w.t;
+    long row = tile * 16 + w.g + 8 * h;
+    const uint4* at = p.weight + row * granules + granule;
+    bool inside = granule < granules && row < p.rows;
+#endif
+    return inside ? at : nullptr;
+}
+
+// Bring a step's weights into the L2 cache: what can be done about them while the previous kernel still runs.
+__device__ __forceinline__ void prefetch_weights(const Problem& p, const Warp& w, int step, int steps) {
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint4* at = granule_of(p, w, step, steps, r, h);
+            if (at) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+        }
+    }
+}
+
 __device__ __forceinline__ void load_weights(const Problem& p, const Warp& w, int step, int steps, Held& held) {
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            long tile = tile_of(p, w, r);
-#if TILED
-            const uint4* at = p.weight + ((tile * steps + step) * 2 + h) * 32 + w.lane;
-            bool inside = step < steps && tile * 16 < p.rows;
-#else
-            int granules = p.k / PER_GRANULE, granule = step * 4 + w.t;
-            long row = tile * 16 + w.g + 8 * h;
-            const uint4* at = p.weight + row * granules + granule;
-            bool inside = granule < granules && row < p.rows;
-#endif
-            held.a[r][h] = inside ? load_stream(at) : make_uint4(0, 0, 0, 0);
+            const uint4* at = granule_of(p, w, step, steps, r, h);
+            held.a[r][h] = at ? load_stream(at) : make_uint4(0, 0, 0, 0);
         }
 #if KIND == 2
         // A tile or step beyond the matrix multiplies zeros: any scale inside will do.
@@ -318,6 +337,13 @@ extern "C" __global__ void __launch_bounds__(WM* WK * 32) skinny_gemm(const Prob
         int step = first + w.wk + u * WK;
         load_weights(p, w, step < end ? step : steps, steps, now[u]);
     }
+#if PDL
+    for (int ahead = 0; ahead < PREFETCH; ahead++) {
+        int step = first + w.wk + (DEPTH + ahead) * WK;
+        if (step >= end) break;
+        prefetch_weights(p, w, step, steps);
+    }
+#endif
     wait_for_previous();
     for (int base = first + w.wk; base < end; base += WK * DEPTH) {
 #pragma unroll

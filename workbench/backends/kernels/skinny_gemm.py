@@ -47,6 +47,7 @@ class Tiles:
         warps_m, warps_k: warps of a block along rows and along k.
         depth: steps of 64 bytes a row that a warp has in flight.
         split: blocks along k.
+        prefetch: further steps of a warp that are brought into the L2 cache while the previous kernel ends.
     """
 
     row_tiles: int
@@ -54,6 +55,7 @@ class Tiles:
     warps_k: int
     depth: int
     split: int = 1
+    prefetch: int = 0
 
     def options(
         self, kind: Kind, column_tiles: int, *, groups: int = 1, glu: bool = False, overlap: bool = False
@@ -68,6 +70,7 @@ class Tiles:
             "DEPTH": self.depth,
             "SPLIT": self.split,
             "COLUMN_TILES": column_tiles,
+            "PREFETCH": self.prefetch,
             "GROUPS": groups,
             "GLU": int(glu),
             "PDL": int(overlap),

@@ -1,7 +1,7 @@
 """Tile choices of the skinny products: measured once for a device, then read from disk. Knows kernels, no models.
 
-Choices for the H100 and the shapes of InternLM-7B come with the package; others are measured when :func:`tune` is asked
-to, and until then a rule chooses.
+An empty choice is the library. Choices for the H100 and the shapes of InternLM-7B come with the package; others are
+measured when :func:`tune` is asked to, and until then a rule chooses.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from importlib import resources
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linear
 from workbench.backends.kernels.nvrtc import cache_dir, write_atomically
+from workbench.backends.kernels.rowwise import Quantized, quantize_rows
 from workbench.backends.kernels.skinny_gemm import (
     MAX_SHARED_BYTES,
     WORKSPACE_SUMS,
@@ -30,6 +32,15 @@ from workbench.backends.kernels.skinny_gemm import (
 )
 
 Table = dict[str, list[int]]
+INT8_TILES = (
+    Int8Tiles(32, 128, 4, 4),
+    Int8Tiles(32, 128, 6, 4),
+    Int8Tiles(32, 256, 4, 4),
+    Int8Tiles(64, 128, 4, 4),
+    Int8Tiles(64, 128, 6, 4),
+    Int8Tiles(64, 256, 3, 4),
+    Int8Tiles(64, 256, 4, 8),
+)
 CACHE_BYTES = 200 << 20  # rotated through while timing, so that no weight is read from the L2 cache
 
 
@@ -40,19 +51,34 @@ def key_of(linear: SkinnyLinear, columns: int, *, glu: bool) -> str:
     return f"{name} swiglu" if glu else name
 
 
-def default_tiles(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles:
-    """A sound choice for any shape: all warps along k for few columns, along rows for many."""
+def default_tiles(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles | None:
+    """A sound choice for any shape: all warps along k for few columns, along rows for more, the library for many."""
     column_tiles = column_tiles_of(columns)
+    if column_tiles > 1 and linear.kind in (Kind.FLOAT16, Kind.W8A8):
+        return None
     row_tiles = 2 if glu or column_tiles > 1 else 1
     if column_tiles == 1:
         return Tiles(row_tiles, 1, 8, 2 if linear.kind is Kind.FLOAT16 else 1)
     return Tiles(row_tiles, 2, 2 if column_tiles == 8 else 4, 1)
 
 
-def choose(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles:
-    """The tuned choice, or the rule's."""
+def choose(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles | None:
+    """The tuned choice, or the rule's; None where the library's product is faster."""
     tuned = _table(torch.cuda.get_device_name(linear.packed.device)).get(key_of(linear, columns, glu=glu))
-    return Tiles(*tuned) if tuned else default_tiles(linear, columns, glu=glu)
+    if tuned is None:
+        return default_tiles(linear, columns, glu=glu)
+    return Tiles(*tuned) if tuned else None
+
+
+def choose_int8(linear: SkinnyLinear, columns: int, *, glu: bool) -> Int8Tiles:
+    """The tuned choice of :mod:`int8_gemm`, or one that is sound for any shape."""
+    tuned = _table(torch.cuda.get_device_name(linear.packed.device)).get(int8_key_of(linear, columns, glu=glu))
+    return Int8Tiles(*tuned) if tuned else Int8Tiles(32, 128, 4, 4)
+
+
+def int8_key_of(linear: SkinnyLinear, columns: int, *, glu: bool) -> str:
+    """What a choice of :mod:`int8_gemm` depends on beside the device."""
+    return f"int8_gemm {key_of(linear, columns, glu=glu)}"
 
 
 @functools.cache
@@ -121,8 +147,28 @@ def timed_us(run: Callable[[int], Any], turns: int) -> float:
     return statistics.median(times)
 
 
+def tune_int8(linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool = False) -> tuple[Int8Tiles, float]:
+    """As :func:`tune` for :mod:`int8_gemm`: the fastest choice, and its time in microseconds."""
+    assert linear.row_scale is not None
+    held = linear.packed
+    copies = [held, *(held.clone() for _ in range(max(1, CACHE_BYTES // held.nbytes)))]
+    weights = [Int8Rows(copy, linear.row_scale, linear.bias) for copy in copies]
+    x = torch.randint(-127, 128, (columns, linear.k), device=held.device, dtype=torch.int8)
+    quantized = Quantized(x, torch.rand(columns, 1, device=held.device))
+    found = []
+    for tiles in INT8_TILES:
+
+        def run(turn: int, tiles: Int8Tiles = tiles) -> None:
+            weight = weights[turn % len(weights)]
+            int8_linear(quantized, weight, tiles, dtype=torch.float16, glu=glu, overlap=overlap)
+
+        found.append((timed_us(run, max(len(copies), 8)), tiles))
+    time_us, tiles = min(found)
+    return tiles, time_us
+
+
 def tune(linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool = False) -> tuple[Tiles, float]:
-    """The fastest choice and its time in microseconds, weights read from memory; see :func:`remember`."""
+    """The fastest choice, and the time of it and a short kernel before it in microseconds; see :func:`remember`."""
     held = linear.packed
     copies = [held, *(held.clone() for _ in range(max(1, CACHE_BYTES // held.nbytes)))]
     x = torch.randn(columns, linear.k, device=held.device, dtype=torch.float16)
@@ -130,25 +176,31 @@ def tune(linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool
     if linear.kind is Kind.W8A8:
         x = torch.randint(-127, 128, x.shape, device=held.device, dtype=torch.int8)
         scale = torch.rand(columns, 1, device=held.device)
-    choices = list(candidates(linear, columns, glu=glu))
-    with ThreadPoolExecutor() as pool:  # compiling takes the longest, and does not hold the interpreter's lock
-        list(pool.map(lambda tiles: linear.compile(tiles, columns, glu=glu, overlap=overlap), choices))
-    best: tuple[float, Tiles] | None = None
-    try:
+    row = torch.randn(columns, 4096, device=held.device, dtype=torch.float16)
+
+    def fastest(choices: list[Tiles]) -> tuple[float, Tiles]:
+        with ThreadPoolExecutor() as pool:  # compiling takes the longest, and does not hold the interpreter's lock
+            list(pool.map(lambda tiles: linear.compile(tiles, columns, glu=glu, overlap=overlap), choices))
+        found = []
         for tiles in choices:
 
             def run(turn: int, tiles: Tiles = tiles) -> None:
+                # As in a model, a short kernel comes in between.
+                quantize_rows(row, None, overlap=overlap)
                 linear.packed = copies[turn % len(copies)]
                 linear(x, tiles, column_scale=scale, glu=glu, overlap=overlap)
 
-            found = timed_us(run, max(len(copies), 8)), tiles
-            best = found if best is None else min(best, found)
+            found.append((timed_us(run, max(len(copies), 8)), tiles))
+        return min(found)
+
+    try:
+        _, tiles = fastest([replace(tiles, prefetch=4) for tiles in candidates(linear, columns, glu=glu)])
+        time_us, tiles = fastest([replace(tiles, prefetch=steps) for steps in (0, 2, 4, 8, 16)])
     finally:
         linear.packed = held
-    assert best is not None
-    return best[1], best[0]
+    return tiles, time_us
 
 
-def as_entry(tiles: Tiles) -> list[int]:
+def as_entry(tiles: Tiles | Int8Tiles) -> list[int]:
     """A choice as the table holds it."""
     return list(astuple(tiles))
