@@ -26,9 +26,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-
-
-
 class _Settling(TritonOps):
     """The op set as a test wants it: tensors from any device in, tensors on the CPU out."""
 
@@ -94,7 +91,7 @@ def test_what_feeds_a_linear_layer_waits_for_it_and_runs_once() -> None:
 
 
 def test_with_a_listener_for_taps_nothing_waits() -> None:
-    ops = TritonOps(torch.float16, device=DEVICE, on_tap=lambda name, x: None)
+    ops = TritonOps(torch.float16, device=DEVICE, on_tap=lambda *_: None)
     x = torch.randn(2, 1, 64, device=DEVICE).half()
     normed, _ = ops.add_rms_norm(x, None, torch.ones(64, device=DEVICE).half(), 1e-6)
     assert isinstance(normed, Tensor)

@@ -42,3 +42,29 @@ def test_the_defaults_in_the_help_are_the_real_ones() -> None:
 
     options = BenchmarkOptions()
     assert all(f"(default: {getattr(options, name)})" in text for name, text in NUMBERS.items())
+
+
+def test_a_preset_without_a_gpu_is_refused_before_anything_is_timed(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    told = refused("benchmark", "--preset", "internlm-7b", "--dummy")
+    assert "a benchmark with random weights, but torch finds no CUDA GPU; use the CPU, or a machine with a GPU" in told
+
+
+def test_a_gpu_without_triton_is_told_what_to_install(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    told = refused("benchmark", "--preset", "internlm-7b", "--dummy")
+    assert "Triton is not installed; pip install triton" in told
+
+
+def test_what_is_timed_must_be_said(refused: Refused, random_model_dir: Callable[..., Path]) -> None:
+    told = refused("benchmark")
+    assert "benchmark takes --model_dir (CPU) or --preset (GPU); allowed: one of them" in told
+    told = refused("benchmark", "--preset", "internlm-7b", "--dummy", "--model_dir", random_model_dir())
+    assert "allowed: one of them" in told
+    assert "--preset without --dummy; add --dummy" in refused("benchmark", "--preset", "internlm-7b")
+    told = refused("benchmark", "--preset", "internlm-8b", "--dummy")
+    assert "--preset internlm-8b; allowed: internlm-7b, internlm2-7b" in told
+    assert "did you mean 'internlm-7b'?" in told

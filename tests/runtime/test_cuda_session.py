@@ -149,9 +149,9 @@ def test_decoding_needs_a_prefill() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_the_message_names_the_cpu() -> None:
+def test_without_a_gpu_the_message_says_what_to_use() -> None:
     config = _config(4)
-    with pytest.raises(BackendError, match="no CUDA GPU; use backend 'cpu'"):
+    with pytest.raises(BackendError, match="no CUDA GPU; use the CPU"):
         CudaSession(config, replace(_weights(config, "dense", int8_cache=False), layers=[]), CudaOptions())
 
 

@@ -67,13 +67,13 @@ class PreparedLinear:
     """A weight on the device: packed for its kernel, or as it is for the plain op set.
 
     Attributes:
-        weight: what was given; its tensors are on the device only where ``packed`` is None.
-        packed: the kernel's form of it.
+        packed: the kernel's form of it; None where there is no kernel.
+        plain: the weight itself, where there is none.
         input_scale: of W8A8 with calibrated activations.
     """
 
-    weight: LinearWeight
     packed: SkinnyLinear | None
+    plain: LinearWeight | None = None
     input_scale: Tensor | None = None
 
 
@@ -129,11 +129,11 @@ class TritonOps(TorchOps):
         scale = weight.input_scale if isinstance(weight, SmoothQuantWeight) else None
         scale = None if scale is None else scale.to(self.device)
         if self.dtype == torch.float16 and self.device.type == "cuda" and supports(weight):
-            return PreparedLinear(weight, SkinnyLinear(weight, self.device), scale)
-        moved = {
+            return PreparedLinear(SkinnyLinear(weight, self.device), input_scale=scale)
+        moved: dict[str, Any] = {
             name: value.to(self.device) for name, value in vars(weight).items() if isinstance(value, Tensor)
         }
-        return PreparedLinear(replace(weight, **moved), None, scale)
+        return PreparedLinear(None, replace(weight, **moved))
 
     def _prepared(self, weight: LinearWeight) -> PreparedLinear:
         held = self._linears.get(id(weight))
@@ -185,7 +185,8 @@ class TritonOps(TorchOps):
     def _product(self, product: DeferredLinear, *, glu: bool = False) -> Tensor:
         prepared, shape = product.linear, product.x.shape
         if prepared.packed is None:
-            return super().linear(self.settle(product.x), prepared.weight, "")
+            assert prepared.plain is not None
+            return super().linear(self.settle(product.x), prepared.plain, "")
         if prepared.packed.kind is Kind.W8A8:
             quantized = self._quantized(product.x, prepared.input_scale)
             y = self._multiply(prepared.packed, quantized.integers, quantized.scale, glu=glu)
@@ -219,13 +220,13 @@ class TritonOps(TorchOps):
     ) -> tuple[Tensor, CacheUpdate[Tensor]]:
         qkv = self.settle(qkv).contiguous()
         if self.on_tap is not None:
-            _, key, value = self._heads(qkv, step.positions, spec)
-            self.tap(f"{spec.name}.key", key)
-            self.tap(f"{spec.name}.value", value)
+            _, *new_rows = self._heads(qkv, step.positions, spec)
+            for name, rows in zip(("key", "value"), new_rows, strict=True):
+                self.tap(f"{spec.name}.{name}", rows)
         update = WholeCache(cache.key, cache.value)
         if qkv.shape[1] == 1:
-            context = attention_kernels.decode(qkv[:, 0], step.start, cache, spec, overlap=self.overlap)
-            return context[:, None], update
+            decoded = attention_kernels.decode(qkv[:, 0], step.start, cache, spec, overlap=self.overlap)
+            return decoded[:, None], update
         query, key, value = attention_kernels.rotate_and_write(qkv, step.positions, cache, spec)
         query = query.transpose(1, 2)
         if not self.from_scratch:
@@ -233,7 +234,7 @@ class TritonOps(TorchOps):
         seq = qkv.shape[1]
         key = cache.key[:, :, :seq] if key is None else key
         value = cache.value[:, :, :seq] if value is None else value
-        context = functional.scaled_dot_product_attention(
+        context: Tensor = functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=1.0, enable_gqa=spec.num_heads != spec.num_kv_heads
         )
         return context.transpose(1, 2).flatten(2), update

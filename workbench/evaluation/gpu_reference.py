@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM
 
+from workbench.backends.kernels.nvrtc import timer
 from workbench.evaluation.hf_reference import llama_config
 from workbench.model.config import ModelConfig
 
@@ -66,7 +67,7 @@ class HuggingFaceDecoding:
             cache_implementation="static" if compiled else None,
             max_length=None,
         )
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = timer(), timer()
         begin.record()
         with torch.inference_mode():
             self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from workbench.backends.kernels import require_gpu
 from workbench.backends.torch_ops import TapSink
 from workbench.backends.triton_ops import TritonOps
-from workbench.errors import BackendError
 from workbench.model.config import ModelConfig
 from workbench.model.internlm import InternLM
 from workbench.model.ops import LayerCache, Step
@@ -88,8 +88,7 @@ class CudaSession:
     backend = "triton"
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, options: CudaOptions) -> None:
-        if not torch.cuda.is_available():
-            raise BackendError("backend 'triton', but torch finds no CUDA GPU", fix="use backend 'cpu'")
+        require_gpu("backend 'triton'")
         self.config, self.limits, self.options = config, options.limits, options
         self.device = torch.device(options.device)
         self.ops = TritonOps(options.dtype, device=self.device)
@@ -273,8 +272,9 @@ class CudaSession:
             output = self.model.forward(self.ops, Step(ids.to(self.device), positions, start, last), caches)
         finally:
             self.ops.from_scratch = False
-        assert output.logits is not None
-        return output.logits
+        logits: Tensor | None = output.logits
+        assert logits is not None
+        return logits
 
     def _step(self, held: _Decoding) -> None:
         """One decoding step of the whole bucket; rows beyond the batch compute what nobody reads."""
@@ -288,7 +288,8 @@ class CudaSession:
     def _capture(self, held: _Decoding) -> None:
         """Run a step once, so that its kernels are compiled, undo it, and record it."""
         ids, start = held.ids.clone(), held.start.clone()
-        side = torch.cuda.Stream(self.device)
+        stream: Any = torch.cuda.Stream
+        side = stream(self.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._step(held)

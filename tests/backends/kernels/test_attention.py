@@ -30,7 +30,14 @@ class Sizes:
     scales: str = ""
 
 
-SIZES = [Sizes(4, 4, 16), Sizes(2, 2, 128), Sizes(8, 2, 64), Sizes(3, 1, 80), Sizes(4, 2, 32, "head"), Sizes(2, 2, 64, "one")]
+SIZES = [
+    Sizes(4, 4, 16),
+    Sizes(2, 2, 128),
+    Sizes(8, 2, 64),
+    Sizes(3, 1, 80),
+    Sizes(4, 2, 32, "head"),
+    Sizes(2, 2, 64, "one"),
+]
 
 
 def _spec(sizes: Sizes, device: str, positions: int) -> AttentionSpec:
@@ -125,7 +132,10 @@ def test_rope_writes_what_the_oracle_writes(triton_device: str, sizes: Sizes) ->
     if spec.kv_scales is not None:
         assert own_key is not None
         assert own_value is not None
-        for own, held, scale in ((own_key, cache.key, spec.kv_scales.key), (own_value, cache.value, spec.kv_scales.value)):
+        for own, held, scale in (
+            (own_key, cache.key, spec.kv_scales.key),
+            (own_value, cache.value, spec.kv_scales.value),
+        ):
             multiplied = (_written(held, step, seq).float() * scale.reshape(-1, 1, 1)).half()
             assert torch.equal(own, multiplied)
 

@@ -61,7 +61,9 @@ def test_scales_lie_in_pairs_of_rows_and_cover_what_is_padded() -> None:
         assert torch.equal(tiled[:3, row // 16, row % 8, row % 16 // 8], scale[row])
 
 
-@pytest.mark.parametrize(("group", "groups", "expected"), [(128, 4, 4), (32, 16, 1), (48, 11, None), (512, 1, ONE_GROUP)])
+@pytest.mark.parametrize(
+    ("group", "groups", "expected"), [(128, 4, 4), (32, 16, 1), (48, 11, None), (512, 1, ONE_GROUP)]
+)
 def test_groups_that_begin_inside_a_sub_step_are_not_for_this_kernel(
     group: int, groups: int, expected: int | None
 ) -> None:

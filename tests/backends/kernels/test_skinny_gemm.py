@@ -23,7 +23,13 @@ from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, Li
 
 HALF = torch.float16
 KINDS = ["dense", "int8", "int4_128", "int4_64", "int4_32", "int4_0", "w8a8", "w8a8_static"]
-CHOICES = [Tiles(1, 1, 8, 2, prefetch=4), Tiles(2, 2, 4, 1), Tiles(1, 4, 2, 2, 2), Tiles(4, 1, 2, 1, 4), Tiles(2, 1, 1, 4)]
+CHOICES = [
+    Tiles(1, 1, 8, 2, prefetch=4),
+    Tiles(2, 2, 4, 1),
+    Tiles(1, 4, 2, 2, 2),
+    Tiles(4, 1, 2, 1, 4),
+    Tiles(2, 1, 1, 4),
+]
 needs_nvrtc = pytest.mark.skipif(find_nvrtc() is None, reason="needs NVRTC (pip install nvidia-cuda-nvrtc)")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

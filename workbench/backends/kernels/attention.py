@@ -5,6 +5,7 @@ Knows a cache ``[batch, kv_heads, max_len, head_dim]`` in the activations' dtype
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ MAX_SPLITS = 32
 
 
 @triton.jit
-def _rope_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _rope_kernel(
     qkv, positions, cos, sin, key_scale, value_scale, query, key_cache, value_cache, key, value, seq, max_len, scale,
-    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,  # noqa: N803
-    INT8: tl.constexpr, PER_HEAD: tl.constexpr,  # noqa: N803
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
+    INT8: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -88,7 +89,7 @@ def _rope_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 
 
 @triton.jit
-def _scores(query, keys, DOT: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _scores(query, keys, DOT: tl.constexpr):
     """``[group, width] x [keys, width] -> [group, keys]`` float32."""
     if DOT:
         return tl.dot(query, tl.trans(keys), input_precision="ieee")
@@ -97,7 +98,7 @@ def _scores(query, keys, DOT: tl.constexpr):  # type: ignore[no-untyped-def]  # 
 
 
 @triton.jit
-def _weighted(weights, values, DOT: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _weighted(weights, values, DOT: tl.constexpr):
     """``[group, keys] x [keys, width] -> [group, width]`` float32."""
     if DOT:
         return tl.dot(weights.to(values.dtype), values, input_precision="ieee")
@@ -106,17 +107,35 @@ def _weighted(weights, values, DOT: tl.constexpr):  # type: ignore[no-untyped-de
 
 
 @triton.jit
-def _decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0915
-    qkv, start, cos, sin, key_cache, value_cache, key_scale, value_scale, context, partial, stats, max_len, scale,
-    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
-    HALF: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, INT8: tl.constexpr,  # noqa: N803
-    PER_HEAD: tl.constexpr, PDL: tl.constexpr,  # noqa: N803
+def _combined(partial, stats, head, columns, mask, has_head, DIM: tl.constexpr, SPLITS: tl.constexpr):
+    """Context of all splits together; what other programs wrote is read past the L1 cache."""
+    largest = tl.full(head.shape, float("-inf"), tl.float32)
+    for split in tl.static_range(SPLITS):
+        here = tl.load(stats + (head * SPLITS + split) * 2, mask=has_head, other=0.0, cache_modifier=".cg")
+        largest = tl.maximum(largest, here)
+    total = tl.zeros(head.shape, tl.float32)
+    sums = tl.zeros(mask.shape, tl.float32)
+    for split in tl.static_range(SPLITS):
+        at = head * SPLITS + split
+        weight = tl.exp(tl.load(stats + at * 2, mask=has_head, other=0.0, cache_modifier=".cg") - largest)
+        total += weight * tl.load(stats + at * 2 + 1, mask=has_head, other=1.0, cache_modifier=".cg")
+        part = tl.load(partial + at[:, None] * DIM + columns[None, :], mask=mask, other=0.0, cache_modifier=".cg")
+        sums += weight[:, None] * part
+    return sums / total[:, None]
+
+
+@triton.jit
+def _decode_kernel(
+    qkv, start, cos, sin, key_cache, value_cache, key_scale, value_scale, context, partial, stats, arrived, max_len,
+    scale, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    HALF: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, INT8: tl.constexpr,
+    PER_HEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     batch, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
     group, pairs, columns = tl.arange(0, BLOCK), tl.arange(0, HALF), tl.arange(0, WIDTH)
     dtype = qkv.dtype.element_ty
-    DOT: tl.constexpr = BLOCK > 1  # noqa: N806
+    DOT: tl.constexpr = BLOCK > 1
     has_pair, has_column = pairs < DIM // 2, columns < DIM
     if INT8:
         key_factor = tl.load(key_scale + (kv_head if PER_HEAD else 0))
@@ -202,22 +221,12 @@ def _decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0915
         tl.store(partial + piece[:, None] * DIM + columns[None, :], sums, mask=out_mask)
         tl.store(stats + piece * 2, largest, mask=group < GROUP)
         tl.store(stats + piece * 2 + 1, total, mask=group < GROUP)
-
-
-@triton.jit
-def _combine_kernel(  # type: ignore[no-untyped-def]
-    partial, stats, context, DIM: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr  # noqa: N803
-):
-    head = tl.program_id(0).to(tl.int64)
-    splits, columns = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
-    take_turn(PDL)
-    largest = tl.load(stats + (head * SPLITS + splits) * 2)
-    total = tl.load(stats + (head * SPLITS + splits) * 2 + 1)
-    weights = tl.where(total > 0.0, tl.exp(largest - tl.max(largest, 0)), 0.0)
-    mask = (total > 0.0)[:, None] & (columns < DIM)[None, :]
-    sums = tl.load(partial + (head * SPLITS + splits)[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
-    mixed = tl.sum(sums * weights[:, None], 0) / tl.sum(total * weights, 0)
-    tl.store(context + head * DIM + columns, mixed.to(context.dtype.element_ty), mask=columns < DIM)
+        tl.debug_barrier()
+        ticket = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
+        if ticket == SPLITS - 1:
+            tl.store(arrived + tl.program_id(0), 0)
+            mixed = _combined(partial, stats, out_head, columns, out_mask, group < GROUP, DIM, SPLITS)
+            tl.store(context + out_head[:, None] * DIM + columns[None, :], mixed.to(dtype), mask=out_mask)
 
 
 def rotate_and_write(
@@ -254,7 +263,7 @@ def rotate_and_write(
 def decode(
     qkv: Tensor, start: Tensor, cache: LayerCache[Tensor], spec: AttentionSpec, *, overlap: bool = False
 ) -> Tensor:
-    """One new token a row: RoPE, the write into the cache and attention over it, in one kernel or two.
+    """One new token a row: RoPE, the write into the cache and attention over it, in one kernel.
 
     Args:
         qkv: ``[batch, (heads + 2 * kv_heads) * head_dim]``.
@@ -270,27 +279,29 @@ def decode(
     splits = split_count(batch * spec.num_kv_heads, cache.key.shape[2])
     group = spec.num_heads // spec.num_kv_heads
     context = torch.empty(batch, spec.num_heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
-    partial = stats = None
+    partial = stats = arrived = None
     if splits > 1:
         pieces = batch * spec.num_heads * splits
         partial = torch.empty(pieces, spec.head_dim, dtype=torch.float32, device=qkv.device)
         stats = torch.empty(pieces, 2, dtype=torch.float32, device=qkv.device)
+        arrived = _counters(qkv.device, batch * spec.num_kv_heads)
     width = max(16, triton.next_power_of_2(spec.head_dim))
     keys, warps = decode_block(group, cache)
     _decode_kernel[(batch * spec.num_kv_heads, splits)](
         qkv, start, spec.rotary.cos, spec.rotary.sin, cache.key, cache.value, *_scales(spec), context, partial, stats,
-        cache.key.shape[2], spec.head_dim**-0.5,
+        arrived, cache.key.shape[2], spec.head_dim**-0.5,
         NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, GROUP=group,
         BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
         HALF=max(16, triton.next_power_of_2(spec.head_dim // 2)), WIDTH=width, KEYS=keys, SPLITS=splits,
         **_int8(spec), PDL=overlap, **launch_options(overlap=overlap, num_warps=warps),
     )  # fmt: skip
-    if splits > 1:
-        _combine_kernel[(batch * spec.num_heads,)](
-            partial, stats, context, DIM=spec.head_dim, WIDTH=width, SPLITS=splits, PDL=overlap,
-            **launch_options(overlap=overlap, num_warps=2),
-        )  # fmt: skip
     return context
+
+
+@functools.cache
+def _counters(device: torch.device, programs: int) -> Tensor:
+    """How many splits of a program's rows are done: zero before and after every launch, so kept for good."""
+    return torch.zeros(programs, dtype=torch.int32, device=device)
 
 
 def decode_block(group: int, cache: LayerCache[Tensor]) -> tuple[int, int]:
@@ -305,7 +316,7 @@ def decode_block(group: int, cache: LayerCache[Tensor]) -> tuple[int, int]:
 def split_count(programs: int, max_len: int) -> int:
     """Parts of the sequence, a power of two: enough programs for the GPU, no part shorter than one load of keys."""
     wanted = min(triton.cdiv(PROGRAMS, programs), triton.cdiv(max_len, KEYS), MAX_SPLITS)
-    return 1 << (wanted.bit_length() - 1)
+    return 1 << (int(wanted).bit_length() - 1)
 
 
 def _scales(spec: AttentionSpec) -> tuple[Tensor | None, Tensor | None]:

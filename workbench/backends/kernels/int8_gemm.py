@@ -27,7 +27,7 @@ class Int8Tiles:
 
 
 @triton.jit
-def _finished(sums, token_scale, scale_at, bias_at, inside, HAS_BIAS: tl.constexpr, dtype: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _finished(sums, token_scale, scale_at, bias_at, inside, HAS_BIAS: tl.constexpr, dtype: tl.constexpr):
     """int32 sums to values of ``dtype``, held in float32."""
     scales = token_scale[:, None] * tl.load(scale_at, mask=inside, other=0.0)[None, :]
     y = (sums.to(tl.float32) * scales).to(dtype).to(tl.float32)
@@ -37,10 +37,10 @@ def _finished(sums, token_scale, scale_at, bias_at, inside, HAS_BIAS: tl.constex
 
 
 @triton.jit
-def _int8_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _int8_kernel(
     x, weight, token_scale, row_scale, bias, y, tokens, rows, k,
-    STATIC: tl.constexpr, HAS_BIAS: tl.constexpr, GLU: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
-    DEPTH: tl.constexpr, PDL: tl.constexpr,  # noqa: N803
+    STATIC: tl.constexpr, HAS_BIAS: tl.constexpr, GLU: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    DEPTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     own = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.arange(0, TOKENS)

@@ -34,7 +34,7 @@ def cache_dir() -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """``data`` at ``path``, whole or not at all, also with several processes and threads at it; a full disk costs the cache only."""
+    """``data`` at ``path``, whole or not at all, with others writing it at the same time. A full disk is no error."""
     part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,3 +201,10 @@ class Kernel:
         )
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
         _check_driver(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, arguments, None))
+
+
+def timer() -> torch.cuda.Event:
+    """An event that knows when the device came to it."""
+    event: Any = torch.cuda.Event
+    made: torch.cuda.Event = event(enable_timing=True)
+    return made

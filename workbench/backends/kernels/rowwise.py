@@ -32,7 +32,7 @@ def launch_options(*, overlap: bool, num_warps: int) -> dict[str, Any]:
 
 
 @triton.jit
-def take_turn(PDL: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def take_turn(PDL: tl.constexpr):
     """Let the next kernel start, then wait until the previous one has written all that it writes."""
     if PDL:
         gdc_launch_dependents()
@@ -40,14 +40,14 @@ def take_turn(PDL: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
 
 
 @triton.jit
-def integers_of(x, scale):  # type: ignore[no-untyped-def]
+def integers_of(x, scale):
     """``numerics.quantize_int8`` of float32 values."""
     clamped = tl.minimum(tl.maximum(tl.div_rn(x, scale), -127.0), 127.0)
     return ((clamped + HALF_EVEN) - HALF_EVEN).to(tl.int8)
 
 
 @triton.jit
-def _row_scale(x, static_scale, STATIC: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _row_scale(x, static_scale, STATIC: tl.constexpr):
     """``numerics.absmax_scale`` of a row, or the calibrated scale."""
     if STATIC:
         return tl.load(static_scale)
@@ -56,9 +56,9 @@ def _row_scale(x, static_scale, STATIC: tl.constexpr):  # type: ignore[no-untype
 
 
 @triton.jit
-def _norm_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _norm_kernel(
     x, residual, weight, summed, normed, integers, scale, static_scale, features, eps,
-    HAS_RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, STATIC: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,  # noqa: N803
+    HAS_RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, STATIC: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -85,9 +85,9 @@ def _norm_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 
 
 @triton.jit
-def _quantize_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _quantize_kernel(
     x, integers, scale, static_scale, features,
-    STATIC: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,  # noqa: N803
+    STATIC: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -101,7 +101,7 @@ def _quantize_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 
 
 @triton.jit
-def _swiglu_kernel(gate_up, y, features, BLOCK: tl.constexpr, PDL: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _swiglu_kernel(gate_up, y, features, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < features
@@ -114,9 +114,9 @@ def _swiglu_kernel(gate_up, y, features, BLOCK: tl.constexpr, PDL: tl.constexpr)
 
 
 @triton.jit
-def _rescale_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _rescale_kernel(
     sums, row_scale, column_scale, bias, y, features,
-    PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

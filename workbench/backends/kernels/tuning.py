@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linear
-from workbench.backends.kernels.nvrtc import cache_dir, write_atomically
+from workbench.backends.kernels.nvrtc import cache_dir, timer, write_atomically
 from workbench.backends.kernels.rowwise import Quantized, quantize_rows
 from workbench.backends.kernels.skinny_gemm import (
     MAX_SHARED_BYTES,
@@ -138,16 +138,18 @@ def timed_us(run: Callable[[int], Any], turns: int) -> float:
             run(turn)
     times = []
     for _ in range(5):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = timer(), timer()
         begin.record()
         graph.replay()
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) * 1e3 / turns)
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
-def tune_int8(linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool = False) -> tuple[Int8Tiles, float]:
+def tune_int8(
+    linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool = False
+) -> tuple[Int8Tiles, float]:
     """As :func:`tune` for :mod:`int8_gemm`: the fastest choice, and its time in microseconds."""
     assert linear.row_scale is not None
     held = linear.packed
