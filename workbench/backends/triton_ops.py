@@ -22,8 +22,8 @@ from workbench.backends.kernels import attention as attention_kernels
 from workbench.backends.kernels import rowwise
 from workbench.backends.kernels.int8_gemm import Int8Rows, int8_linear
 from workbench.backends.kernels.rowwise import Quantized
-from workbench.backends.kernels.skinny_gemm import MAX_COLUMNS, Kind, SkinnyLinear, supports
-from workbench.backends.kernels.tuning import choose, choose_int8
+from workbench.backends.kernels.skinny_gemm import MAX_COLUMNS, Kind, NormInput, SkinnyLinear, supports
+from workbench.backends.kernels.tuning import choose, choose_int8, choose_with_norm
 from workbench.backends.torch_ops import TapSink, TorchOps, integer_matmul
 from workbench.model.ops import AttentionSpec, CacheUpdate, LayerCache, Step, WholeCache
 from workbench.model.weights import LinearWeight, SmoothQuantWeight
@@ -187,12 +187,26 @@ class TritonOps(TorchOps):
         if prepared.packed is None:
             assert prepared.plain is not None
             return super().linear(self.settle(product.x), prepared.plain, "")
+        fused = self._with_norm(product, glu=glu)
+        if fused is not None:
+            return fused.view(*shape[:-1], -1)
         if prepared.packed.kind is Kind.W8A8:
             quantized = self._quantized(product.x, prepared.input_scale)
             y = self._multiply(prepared.packed, quantized.integers, quantized.scale, glu=glu)
         else:
             y = self._multiply(prepared.packed, _rows(self.settle(product.x)), None, glu=glu)
         return y.view(*shape[:-1], -1)
+
+    def _with_norm(self, product: DeferredLinear, *, glu: bool) -> Tensor | None:
+        """The product of one row that comes from a norm nobody else wants: the kernel takes the norm along."""
+        x, packed = product.x, product.linear.packed
+        if packed is None or isinstance(x, Tensor) or x.value is not None or _row_count(x) != 1:
+            return None
+        tiles = choose_with_norm(packed, glu=glu)
+        if tiles is None:
+            return None
+        norm = NormInput(*x.tensors, x.weight, x.eps)
+        return packed(norm, tiles, column_scale=product.linear.input_scale, glu=glu, overlap=self.overlap)
 
     def _quantized(self, x: Tensor | DeferredNorm, static_scale: Tensor | None) -> Quantized:
         if isinstance(x, Tensor) or x.value is not None:

@@ -17,8 +17,8 @@ from workbench.backends.kernels.nvrtc import timer
 from workbench.evaluation.hf_reference import llama_config
 from workbench.model.config import ModelConfig
 
-SHORT, LONG = 8, 40
-ROUNDS = 3
+SHORT, LONG = 8, 24
+ROUNDS = 2
 
 
 class HuggingFaceDecoding:

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.kernels.nvrtc import compile_cubin, find_nvrtc
-from workbench.backends.kernels.skinny_gemm import Kind, SkinnyLinear, Tiles, column_tiles_of, source, supports
+from workbench.backends.kernels.skinny_gemm import (
+    Kind,
+    NormInput,
+    SkinnyLinear,
+    Tiles,
+    column_tiles_of,
+    source,
+    supports,
+)
 from workbench.backends.torch_ops import TorchOps
 from workbench.model.numerics import (
     pack_int4,
@@ -99,6 +107,37 @@ def test_gate_and_up_go_through_swiglu_in_the_same_kernel(kind: str, tiles: Tile
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4_128", "w8a8", "w8a8_static"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_norm_is_taken_along_in_the_same_kernel(kind: str, with_residual: bool) -> None:
+    ops = TorchOps(HALF)
+    for rows, k, tiles in (
+        (48, 64, Tiles(1, 1, 8, 2)),
+        (352, 4096, Tiles(2, 2, 8, 1, 1, 2)),
+        (200, 608, Tiles(1, 1, 4, 1, 2)),
+    ):
+        weight = make_weight(kind, rows, k)
+        generator = torch.Generator().manual_seed(k)
+        x, residual = (3 * torch.randn(1, k, generator=generator).half().cuda() for _ in range(2))
+        x[0, 0] = 21500.0
+        scale = (1 + 0.1 * torch.randn(k, generator=generator)).half().cuda()
+        normed, expected_sum = ops.add_rms_norm(x, residual if with_residual else None, scale, 1e-6)
+        expected = ops.linear(normed, on_gpu(weight), "")
+        summed = torch.empty_like(x) if with_residual else x
+        norm = NormInput(x, residual if with_residual else None, summed, scale, 1e-6)
+        static = weight.input_scale if isinstance(weight, SmoothQuantWeight) else None
+        linear = SkinnyLinear(weight, torch.device("cuda"))
+        for overlap in (False, True):
+            found = linear(norm, tiles, column_scale=None if static is None else static.cuda(), overlap=overlap)
+            # The mean of squares is summed in another order: a norm that rounds the other way moves an integer.
+            limit = TOLERANCE[HALF]["op"] * (4 if kind.startswith("w8a8") else 1)
+            assert relative_l2(found, expected) < limit
+            assert torch.equal(summed, expected_sum)
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_large_activations_do_not_overflow() -> None:
     # Inputs of InternLM's down projections reach thousands: 127 times that is infinite in float16.
     for kind in ("int8", "int4_128"):
@@ -138,5 +177,6 @@ def test_columns_are_rounded_up_to_a_compiled_number_of_tiles(columns: int, expe
 def test_the_kernel_compiles_without_a_gpu(kind: Kind, architecture: str) -> None:
     for tiles, glu in ((Tiles(1, 1, 8, 2), False), (Tiles(2, 2, 2, 1, 2), True)):
         groups = 4 if kind is Kind.INT4 else 1
-        code = compile_cubin(source(), tiles.options(kind, 2, groups=groups, glu=glu, overlap=True), architecture)
+        options = tiles.options(kind, 1, groups=groups, glu=glu, overlap=True)
+        code = compile_cubin(source(), [*options, f"-DNORM={int(glu)}"], architecture)
         assert code.startswith(b"\x7fELF")

@@ -10,6 +10,8 @@
 // GLU 1: row tiles are (gate, up) pairs and y = silu(gate) * up; PDL 1: started by the previous kernel's trigger.
 // GROUPS: scales of INT4 groups that one step and row needs: 1, 2 or 4 (1 for the other kinds).
 // PREFETCH: steps of a warp, beyond those in flight, that are brought into the L2 cache before the previous kernel ends.
+// NORM 1: one column, x = RMSNorm(x + residual) * norm_weight (quantized for KIND 3), which every block computes for
+// itself: the 2 us of a kernel of its own cost more than reading one row again.
 // TILED 1: weights are stored in the order in which lanes read them: [row tile][step][half][lane] of 16 bytes.
 // Half arithmetic is written in PTX, so that no header is needed to compile this at run time.
 
@@ -57,6 +59,10 @@ struct Problem {
     int columns;
     int steps_per_group;       // KIND 2: sub-steps of 32 values in a group
     int column_scale_stride;   // 0 where one scale serves all columns
+    float epsilon;             // NORM
+    const u16* residual;       // [k], or null
+    u16* summed;               // [k]: x + residual, where there is a residual
+    const u16* norm_weight;    // [k]
 };
 
 __device__ __forceinline__ uint4 load_stream(const uint4* p) {
@@ -211,15 +217,105 @@ __device__ __forceinline__ void load_weights(const Problem& p, const Warp& w, in
     }
 }
 
+#if NORM
+#define THREADS (WM * WK * 32)
+#define WARPS (WM * WK)
+#define REDUCTION_BYTES (WK * ROWS * PITCH * 4)
+
+// Of the dynamic shared memory: sums of the block, then x, the norm's weights and x quantized.
+__device__ __forceinline__ uint4* shared_x(acc_t* shared) { return (uint4*)((char*)shared + REDUCTION_BYTES); }
+
+// The sum or the largest of one value of every thread.
+template <bool LARGEST>
+__device__ __forceinline__ float reduced(float value) {
+    __shared__ float parts[WARPS];
+#pragma unroll
+    for (int o = 16; o; o >>= 1) {
+        float other = __shfl_xor_sync(~0u, value, o);
+        value = LARGEST ? fmaxf(value, other) : value + other;
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = parts[0];
+#pragma unroll
+    for (int i = 1; i < WARPS; i++) value = LARGEST ? fmaxf(value, parts[i]) : value + parts[i];
+    return value;
+}
+
+// What does not depend on the previous kernel.
+__device__ __forceinline__ void load_norm_weights(const Problem& p, acc_t* shared) {
+    const int granules = p.k / 8;
+    for (int i = threadIdx.x; i < granules; i += THREADS)
+        shared_x(shared)[granules + i] = ((const uint4*)p.norm_weight)[i];
+}
+
+// x in shared memory; returns its scale for KIND 3. Every thread reads back only what it wrote, until the last barrier.
+__device__ __forceinline__ float normalize(const Problem& p, acc_t* shared) {
+    const int granules = p.k / 8;
+    uint4* xs = shared_x(shared);
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < granules; i += THREADS) {
+        uint4 x = ((const uint4*)p.x)[i];
+        u16* value = (u16*)&x;
+        if (p.residual) {
+            uint4 r = ((const uint4*)p.residual)[i];
+            const u16* other = (const u16*)&r;
+#pragma unroll
+            for (int j = 0; j < 8; j++) value[j] = float_to_half(half_to_float(value[j]) + half_to_float(other[j]));
+            if (blockIdx.x == 0 && blockIdx.y == 0) ((uint4*)p.summed)[i] = x;
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) squares += half_to_float(value[j]) * half_to_float(value[j]);
+        xs[i] = x;
+    }
+    const float root = __fsqrt_rn(__fdiv_rn(reduced<false>(squares), (float)p.k) + p.epsilon);
+    float largest = 0.0f;
+    for (int i = threadIdx.x; i < granules; i += THREADS) {
+        uint4 x = xs[i], w = xs[granules + i];
+        u16* value = (u16*)&x;
+        const u16* weight = (const u16*)&w;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float normed = half_to_float(float_to_half(__fdiv_rn(half_to_float(value[j]), root)));
+            value[j] = float_to_half(normed * half_to_float(weight[j]));
+            largest = fmaxf(largest, fabsf(half_to_float(value[j])));
+        }
+        xs[i] = x;
+    }
+    float scale = 1.0f;
+#if KIND == 3
+    scale = p.column_scale ? *p.column_scale : __fdiv_rn(reduced<true>(largest), 127.0f);
+    if (!p.column_scale && scale == 0.0f) scale = 1.0f;
+    for (int i = threadIdx.x; i < granules; i += THREADS) {
+        uint4 x = xs[i];
+        const u16* value = (const u16*)&x;
+        u32 q[2] = {0, 0};
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float real = fminf(fmaxf(__fdiv_rn(half_to_float(value[j]), scale), -127.0f), 127.0f);
+            q[j / 4] |= ((u32)__float2int_rn(real) & 0xffu) << (8 * (j % 4));
+        }
+        ((uint2*)(xs + 2 * granules))[i] = make_uint2(q[0], q[1]);
+    }
+#endif
+    __syncthreads();
+    return scale;
+}
+#endif
+
 // 16 bytes of the activations of column n: 8 values of float16, 16 of INT8.
-__device__ __forceinline__ uint4 load_x(const Problem& p, const Warp& w, int sub, int nt) {
+__device__ __forceinline__ uint4 load_x(const Problem& p, const Warp& w, const uint4* xs, int sub, int nt) {
     const int width = KIND == 3 ? 16 : 8;
     int n = nt * 8 + w.g, k = (sub * 4 + w.t) * width;
     if (n >= p.columns || k >= p.k) return make_uint4(0, 0, 0, 0);
+#if NORM
+    return xs[sub * 4 + w.t];
+#endif
     return *(const uint4*)((const char*)p.x + ((long)n * p.k + k) * (KIND == 3 ? 1 : 2));
 }
 
-__device__ __forceinline__ void multiply(const Problem& p, const Warp& w, int step, const Held& held,
+__device__ __forceinline__ void multiply(const Problem& p, const Warp& w, const uint4* xs, int step, const Held& held,
                                          acc_t (&acc)[ROW_TILES][COLUMN_TILES][4]) {
 #pragma unroll
     for (int s = 0; s < SUBS; s++) {
@@ -245,7 +341,7 @@ __device__ __forceinline__ void multiply(const Problem& p, const Warp& w, int st
         }
 #pragma unroll
         for (int nt = 0; nt < COLUMN_TILES; nt++) {
-            uint4 b = load_x(p, w, sub, nt);
+            uint4 b = load_x(p, w, xs, sub, nt);
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++) {
                 mma(acc[r][nt], m[r][0][0], m[r][0][1], m[r][0][2], m[r][0][3], b.x, b.y);
@@ -344,7 +440,19 @@ extern "C" __global__ void __launch_bounds__(WM* WK * 32) skinny_gemm(const Prob
         prefetch_weights(p, w, step, steps);
     }
 #endif
+    const uint4* xs = nullptr;
+    Problem own = p;
+#if NORM
+    load_norm_weights(p, shared);
     wait_for_previous();
+    __shared__ float scale;
+    const float found = normalize(p, shared);
+    xs = shared_x(shared) + (KIND == 3 ? 2 * (p.k / 8) : 0);
+    if (threadIdx.x == 0) scale = found;
+    own.column_scale = &scale;
+#else
+    wait_for_previous();
+#endif
     for (int base = first + w.wk; base < end; base += WK * DEPTH) {
 #pragma unroll
         for (int u = 0; u < DEPTH; u++) {
@@ -353,7 +461,7 @@ extern "C" __global__ void __launch_bounds__(WM* WK * 32) skinny_gemm(const Prob
         }
 #pragma unroll
         for (int u = 0; u < DEPTH; u++)
-            if (base + u * WK < end) multiply(p, w, base + u * WK, now[u], acc);
+            if (base + u * WK < end) multiply(p, w, xs, base + u * WK, now[u], acc);
 #pragma unroll
         for (int u = 0; u < DEPTH; u++) now[u] = next[u];
     }
@@ -368,9 +476,9 @@ extern "C" __global__ void __launch_bounds__(WM* WK * 32) skinny_gemm(const Prob
             }
     __syncthreads();
 #if SPLIT > 1
-    store_split(p, shared);
+    store_split(own, shared);
 #else
-    store(p, [&](int row, int n) { return sum_of(shared, row, n); });
+    store(own, [&](int row, int n) { return sum_of(shared, row, n); });
 #endif
 }
 

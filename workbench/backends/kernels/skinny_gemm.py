@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import torch
@@ -23,6 +23,7 @@ MAX_COLUMNS = 64
 MAX_SHARED_BYTES = 99 << 10  # what a block may have on sm_89 and sm_120, the least of the architectures we serve
 MAX_ROW_BLOCKS = 1 << 16
 WORKSPACE_SUMS = 8 << 20
+NORM_BYTES = 5  # shared memory for each value of a row that the kernel normalizes: float16, its weight, INT8
 
 
 class Kind(enum.IntEnum):
@@ -87,6 +88,24 @@ class Tiles:
         return Launch((blocks, self.split), 32 * self.warps_m * self.warps_k, shared, overlap)
 
 
+@dataclass(frozen=True)
+class NormInput:
+    """One row that the kernel takes through ``RMSNorm(x + residual) * weight`` itself, and quantizes for W8A8.
+
+    Attributes:
+        x, residual: float16 ``[1, in]``, or None for no residual.
+        summed: where ``x + residual`` goes.
+        weight: float16 ``[in]``.
+        eps: of the norm.
+    """
+
+    x: Tensor
+    residual: Tensor | None
+    summed: Tensor
+    weight: Tensor
+    eps: float
+
+
 class _Problem(ctypes.Structure):
     """``struct Problem`` of the kernel's source."""
 
@@ -105,6 +124,10 @@ class _Problem(ctypes.Structure):
         ("columns", ctypes.c_int),
         ("steps_per_group", ctypes.c_int),
         ("column_scale_stride", ctypes.c_int),
+        ("epsilon", ctypes.c_float),
+        ("residual", ctypes.c_void_p),
+        ("summed", ctypes.c_void_p),
+        ("norm_weight", ctypes.c_void_p),
     )
 
 
@@ -191,7 +214,7 @@ class SkinnyLinear:
 
     def __call__(
         self,
-        x: Tensor,
+        x: Tensor | NormInput,
         tiles: Tiles,
         *,
         column_scale: Tensor | None = None,
@@ -201,37 +224,49 @@ class SkinnyLinear:
         """``[columns, in] -> [columns, out]`` float16, or ``[columns, out / 2]`` of ``silu(gate) * up``.
 
         Args:
-            x: float16; int8 for W8A8. At most :data:`MAX_COLUMNS` rows, contiguous.
+            x: float16; int8 for W8A8. At most :data:`MAX_COLUMNS` rows, contiguous. Or a norm that gives the one row.
             tiles: see :mod:`workbench.backends.kernels.tuning`.
-            column_scale: float32 ``[columns, 1]`` or ``[]``; W8A8 only.
+            column_scale: float32 ``[columns, 1]`` or ``[]``; W8A8 only, and for a norm only where it is calibrated.
             glu: rows are gate, then up.
             overlap: see :class:`Launch`.
         """
+        norm = x if isinstance(x, NormInput) else None
+        x = x.x if isinstance(x, NormInput) else x
         columns = x.shape[0]
         y = torch.empty(columns, self.rows // 2 if glu else self.rows, dtype=torch.float16, device=x.device)
         problem = self._problem(x, y, column_scale)
+        if norm is not None:
+            _add_norm(problem, norm)
         if tiles.split > 1:
             partial, arrived = _workspace(x.device.index or 0)
             problem.partial, problem.arrived = partial.data_ptr(), arrived.data_ptr()
         column_tiles = column_tiles_of(columns)
-        kernel = self.kernel(tiles, columns, glu=glu, overlap=overlap)
-        kernel(tiles.launch(-(-self.rows // packing.TILE_ROWS), column_tiles, glu=glu, overlap=overlap), problem)
+        kernel = self.kernel(tiles, columns, glu=glu, overlap=overlap, norm=norm is not None)
+        launch = tiles.launch(-(-self.rows // packing.TILE_ROWS), column_tiles, glu=glu, overlap=overlap)
+        if norm is not None:
+            launch = replace(launch, shared_bytes=launch.shared_bytes + NORM_BYTES * self.k)
+        kernel(launch, problem)
         return y
 
-    def compile(self, tiles: Tiles, columns: int, *, glu: bool, overlap: bool) -> None:
+    def compile(self, tiles: Tiles, columns: int, *, glu: bool, overlap: bool, norm: bool = False) -> None:
         """Put the kernel of a choice into the cache on disk; any thread may."""
-        options = tiles.options(self.kind, column_tiles_of(columns), groups=self.groups, glu=glu, overlap=overlap)
+        options = self._options(tiles, columns, glu=glu, overlap=overlap, norm=norm)
         cached_cubin(source(), options, architecture_of(self.packed.device.index or 0))
 
-    def kernel(self, tiles: Tiles, columns: int, *, glu: bool, overlap: bool) -> Kernel:
+    def kernel(self, tiles: Tiles, columns: int, *, glu: bool, overlap: bool, norm: bool = False) -> Kernel:
         """The compiled kernel of a choice."""
-        options = tiles.options(self.kind, column_tiles_of(columns), groups=self.groups, glu=glu, overlap=overlap)
+        options = self._options(tiles, columns, glu=glu, overlap=overlap, norm=norm)
         return _kernel(tuple(options), "skinny_gemm", self.packed.device.index or 0)
+
+    def _options(self, tiles: Tiles, columns: int, *, glu: bool, overlap: bool, norm: bool) -> list[str]:
+        options = tiles.options(self.kind, column_tiles_of(columns), groups=self.groups, glu=glu, overlap=overlap)
+        return [*options, f"-DNORM={int(norm)}"]
 
     def expanded(self) -> Tensor:
         """The weight as float16 ``[out, in]``, rounded as the oracle rounds it; INT8 and INT4 only."""
         y = torch.empty(self.rows, self.k, dtype=torch.float16, device=self.packed.device)
         options = Tiles(1, 1, 1, 1).options(self.kind, 1, groups=self.groups)
+        options.append("-DNORM=0")
         kernel = _kernel(tuple(options), "expand", y.device.index or 0)
         threads = self.packed.numel() // 16
         kernel(Launch((-(-threads // 256), 1), 256), self._problem(y, y, None))
@@ -255,6 +290,13 @@ class SkinnyLinear:
             steps_per_group=self.steps_per_group,
             column_scale_stride=0 if column_scale is None or column_scale.numel() == 1 else 1,
         )
+
+
+def _add_norm(problem: _Problem, norm: NormInput) -> None:
+    problem.epsilon = norm.eps
+    problem.residual = None if norm.residual is None else norm.residual.data_ptr()
+    problem.summed = norm.summed.data_ptr()
+    problem.norm_weight = norm.weight.data_ptr()
 
 
 def column_tiles_of(columns: int) -> int:

@@ -12,7 +12,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linear
 from workbench.backends.kernels.nvrtc import cache_dir, timer, write_atomically
-from workbench.backends.kernels.rowwise import Quantized, quantize_rows
+from workbench.backends.kernels.rowwise import Quantized, add_rms_norm
 from workbench.backends.kernels.skinny_gemm import (
     MAX_SHARED_BYTES,
     WORKSPACE_SUMS,
     Kind,
+    NormInput,
     SkinnyLinear,
     Tiles,
     column_tiles_of,
@@ -68,6 +69,17 @@ def choose(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles | None:
     if tuned is None:
         return default_tiles(linear, columns, glu=glu)
     return Tiles(*tuned) if tuned else None
+
+
+def choose_with_norm(linear: SkinnyLinear, *, glu: bool) -> Tiles | None:
+    """The tuned choice for one row whose norm the kernel takes along; None where that was not measured to be faster."""
+    tuned = _table(torch.cuda.get_device_name(linear.packed.device)).get(norm_key_of(linear, glu=glu))
+    return Tiles(*tuned) if tuned else None
+
+
+def norm_key_of(linear: SkinnyLinear, *, glu: bool) -> str:
+    """What a choice with a norm depends on beside the device."""
+    return f"norm {key_of(linear, 1, glu=glu)}"
 
 
 def choose_int8(linear: SkinnyLinear, columns: int, *, glu: bool) -> Int8Tiles:
@@ -169,28 +181,34 @@ def tune_int8(
     return tiles, time_us
 
 
-def tune(linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool = False) -> tuple[Tiles, float]:
-    """The fastest choice, and the time of it and a short kernel before it in microseconds; see :func:`remember`."""
+def tune(
+    linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool = False, norm: bool = False
+) -> tuple[Tiles, float]:
+    """The fastest choice for one product and the norm before it, and their time in microseconds.
+
+    Args:
+        linear: the weight; other weights of its shape serve as well.
+        columns: rows of x.
+        glu, overlap: see :class:`SkinnyLinear`.
+        norm: the kernel takes the norm along; otherwise a kernel of its own comes before.
+    """
     held = linear.packed
     copies = [held, *(held.clone() for _ in range(max(1, CACHE_BYTES // held.nbytes)))]
-    x = torch.randn(columns, linear.k, device=held.device, dtype=torch.float16)
-    scale: Tensor | None = None
-    if linear.kind is Kind.W8A8:
-        x = torch.randint(-127, 128, x.shape, device=held.device, dtype=torch.int8)
-        scale = torch.rand(columns, 1, device=held.device)
-    row = torch.randn(columns, 4096, device=held.device, dtype=torch.float16)
+    x = _random_input(linear, columns)
 
     def fastest(choices: list[Tiles]) -> tuple[float, Tiles]:
         with ThreadPoolExecutor() as pool:  # compiling takes the longest, and does not hold the interpreter's lock
-            list(pool.map(lambda tiles: linear.compile(tiles, columns, glu=glu, overlap=overlap), choices))
+            list(pool.map(lambda tiles: linear.compile(tiles, columns, glu=glu, overlap=overlap, norm=norm), choices))
         found = []
         for tiles in choices:
 
             def run(turn: int, tiles: Tiles = tiles) -> None:
-                # As in a model, a short kernel comes in between.
-                quantize_rows(row, None, overlap=overlap)
                 linear.packed = copies[turn % len(copies)]
-                linear(x, tiles, column_scale=scale, glu=glu, overlap=overlap)
+                given: Tensor | NormInput = x.norm
+                if not norm:
+                    add_rms_norm((x.norm.x, x.norm.residual, x.norm.summed), x.norm.weight, 1e-6, overlap=overlap)
+                    given = x.rows
+                linear(given, tiles, column_scale=None if norm else x.scale, glu=glu, overlap=overlap)
 
             found.append((timed_us(run, max(len(copies), 8)), tiles))
         return min(found)
@@ -201,6 +219,25 @@ def tune(linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool
     finally:
         linear.packed = held
     return tiles, time_us
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Random rows as the kernel takes them, their scale, and a norm that could have made them."""
+
+    rows: Tensor
+    scale: Tensor | None
+    norm: NormInput
+
+
+def _random_input(linear: SkinnyLinear, columns: int) -> _Input:
+    device = linear.packed.device
+    half = torch.randn(3, columns, linear.k, device=device, dtype=torch.float16)
+    norm = NormInput(half[0], half[1], torch.empty_like(half[1]), half[2, 0], 1e-6)
+    if linear.kind is not Kind.W8A8:
+        return _Input(half[2], None, norm)
+    integers = torch.randint(-127, 128, (columns, linear.k), device=device, dtype=torch.int8)
+    return _Input(integers, torch.rand(columns, 1, device=device), norm)
 
 
 def as_entry(tiles: Tiles | Int8Tiles) -> list[int]:
