@@ -99,16 +99,16 @@ def _assert_rows(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("splits", [1, 2])
 def test_decoding_matches_the_oracle(
     triton_device: str, sizes: Sizes, splits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "split_count", lambda *_: splits)
-    lengths = torch.tensor([0, 1, 64, 150])
+    lengths = torch.tensor([0, 65, 100])
     spec = _spec(sizes, triton_device, 200)
-    cache, step = _cache(sizes, lengths, 160, triton_device), _step(lengths, 1, triton_device)
+    cache, step = _cache(sizes, lengths, 110, triton_device), _step(lengths, 1, triton_device)
     width = (sizes.heads + 2 * sizes.kv_heads) * sizes.dim
-    qkv = torch.randn(4, 1, width, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
+    qkv = torch.randn(3, 1, width, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
     context, key, value = _expected(qkv, step, cache, spec)
     found = attention.decode(qkv[:, 0].contiguous(), step.start, cache, spec)
     assert relative_l2(found, context[:, 0]) < TOLERANCE[HALF]["op"]

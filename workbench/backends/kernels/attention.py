@@ -24,6 +24,19 @@ MAX_SPLITS = 32
 
 
 @triton.jit
+def _store_pair(pointer, low, high, mask, DIM: tl.constexpr):
+    """Both halves of heads of ``DIM`` values."""
+    tl.store(pointer, low, mask=mask)
+    tl.store(pointer + DIM // 2, high, mask=mask)
+
+
+@triton.jit
+def _turned(first, second, cos, sin):
+    """RoPE in float32."""
+    return first * cos - second * sin, second * cos + first * sin
+
+
+@triton.jit
 def _rope_kernel(
     qkv, positions, cos, sin, key_scale, value_scale, query, key_cache, value_cache, key, value, seq, max_len, scale,
     NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
@@ -45,14 +58,12 @@ def _rope_kernel(
     second = tl.load(source + DIM // 2, mask=mask, other=0.0)
     wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
     factor = tl.where(is_query, scale, 1.0)[:, None]
-    low = (wide_first * turn_cos - wide_second * turn_sin) * factor
-    high = (wide_second * turn_cos + wide_first * turn_sin) * factor
-    low = tl.where(is_value[:, None], wide_first, low).to(first.dtype)
-    high = tl.where(is_value[:, None], wide_second, high).to(first.dtype)
+    low, high = _turned(wide_first, wide_second, turn_cos, turn_sin)
+    low = tl.where(is_value[:, None], wide_first, low * factor).to(first.dtype)
+    high = tl.where(is_value[:, None], wide_second, high * factor).to(first.dtype)
 
     to_query = query + (token * NUM_HEADS + heads[:, None]) * DIM + pairs[None, :]
-    tl.store(to_query, low, mask=mask & is_query[:, None])
-    tl.store(to_query + DIM // 2, high, mask=mask & is_query[:, None])
+    _store_pair(to_query, low, high, mask & is_query[:, None], DIM)
 
     # A pad's row may lie beyond the cache; nothing reads it.
     row = position
@@ -73,19 +84,13 @@ def _rope_kernel(
         low = (low_int.to(tl.float32) * head_scale).to(first.dtype)
         high = (high_int.to(tl.float32) * head_scale).to(first.dtype)
         to_new = ((batch * KV_HEADS + kv_head[:, None]) * seq + step) * DIM + pairs[None, :]
-        tl.store(key + to_new, low, mask=is_key_2d)
-        tl.store(key + to_new + DIM // 2, high, mask=is_key_2d)
-        tl.store(value + to_new, low, mask=is_value_2d)
-        tl.store(value + to_new + DIM // 2, high, mask=is_value_2d)
-        tl.store(key_cache + to_cache, low_int, mask=is_key_2d)
-        tl.store(key_cache + to_cache + DIM // 2, high_int, mask=is_key_2d)
-        tl.store(value_cache + to_cache, low_int, mask=is_value_2d)
-        tl.store(value_cache + to_cache + DIM // 2, high_int, mask=is_value_2d)
+        _store_pair(key + to_new, low, high, is_key_2d, DIM)
+        _store_pair(value + to_new, low, high, is_value_2d, DIM)
+        _store_pair(key_cache + to_cache, low_int, high_int, is_key_2d, DIM)
+        _store_pair(value_cache + to_cache, low_int, high_int, is_value_2d, DIM)
     else:
-        tl.store(key_cache + to_cache, low, mask=is_key_2d)
-        tl.store(key_cache + to_cache + DIM // 2, high, mask=is_key_2d)
-        tl.store(value_cache + to_cache, low, mask=is_value_2d)
-        tl.store(value_cache + to_cache + DIM // 2, high, mask=is_value_2d)
+        _store_pair(key_cache + to_cache, low, high, is_key_2d, DIM)
+        _store_pair(value_cache + to_cache, low, high, is_value_2d, DIM)
 
 
 @triton.jit
@@ -107,6 +112,46 @@ def _weighted(weights, values, DOT: tl.constexpr):
 
 
 @triton.jit
+def _new_query(source, mask, cos, sin, scale, DIM: tl.constexpr):
+    """Halves of the group's queries, scaled."""
+    first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(source + DIM // 2, mask=mask, other=0.0).to(tl.float32)
+    low, high = _turned(first, second, cos[None, :], sin[None, :])
+    return (low * scale).to(source.dtype.element_ty), (high * scale).to(source.dtype.element_ty)
+
+
+@triton.jit
+def _new_key(source, target, cos, sin, factor, writes, pairs, has_pair, DIM: tl.constexpr, INT8: tl.constexpr):
+    """The new key's halves as the cache holds them, multiplied back; written to it where ``writes``."""
+    dtype = source.dtype.element_ty
+    first = tl.load(source + pairs, mask=has_pair, other=0.0).to(tl.float32)
+    second = tl.load(source + DIM // 2 + pairs, mask=has_pair, other=0.0).to(tl.float32)
+    low, high = _turned(first, second, cos, sin)
+    low, high = low.to(dtype), high.to(dtype)
+    mask = has_pair & writes
+    if INT8:
+        low_int, high_int = integers_of(low.to(tl.float32), factor), integers_of(high.to(tl.float32), factor)
+        _store_pair(target + pairs, low_int, high_int, mask, DIM)
+        low, high = (low_int.to(tl.float32) * factor).to(dtype), (high_int.to(tl.float32) * factor).to(dtype)
+    else:
+        _store_pair(target + pairs, low, high, mask, DIM)
+    return low, high
+
+
+@triton.jit
+def _new_value(source, target, factor, writes, columns, has_column, INT8: tl.constexpr):
+    """The new value as the cache holds it, multiplied back; written to it where ``writes``."""
+    value = tl.load(source + columns, mask=has_column, other=0.0)
+    if INT8:
+        integers = integers_of(value.to(tl.float32), factor)
+        tl.store(target + columns, integers, mask=has_column & writes)
+        value = (integers.to(tl.float32) * factor).to(value.dtype)
+    else:
+        tl.store(target + columns, value, mask=has_column & writes)
+    return value
+
+
+@triton.jit
 def _combined(partial, stats, head, columns, mask, has_head, DIM: tl.constexpr, SPLITS: tl.constexpr):
     """Context of all splits together; what other programs wrote is read past the L1 cache."""
     largest = tl.full(head.shape, float("-inf"), tl.float32)
@@ -125,6 +170,56 @@ def _combined(partial, stats, head, columns, mask, has_head, DIM: tl.constexpr, 
 
 
 @triton.jit
+def _finish(
+    context, partial, stats, arrived, found, head, columns, has_head, split, DIM: tl.constexpr, SPLITS: tl.constexpr
+):
+    """Store a split's context, or leave it for the split that comes last, which puts all of them together."""
+    sums, largest, total = found
+    dtype = context.dtype.element_ty
+    mask = has_head[:, None] & (columns < DIM)[None, :]
+    to_context = context + head[:, None] * DIM + columns[None, :]
+    if SPLITS == 1:
+        tl.store(to_context, (sums / total[:, None]).to(dtype), mask=mask)
+    else:
+        piece = head * SPLITS + split
+        tl.store(partial + piece[:, None] * DIM + columns[None, :], sums, mask=mask)
+        tl.store(stats + piece * 2, largest, mask=has_head)
+        tl.store(stats + piece * 2 + 1, total, mask=has_head)
+        tl.debug_barrier()
+        ticket = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
+        if ticket == SPLITS - 1:
+            tl.store(arrived + tl.program_id(0), 0)
+            mixed = _combined(partial, stats, head, columns, mask, has_head, DIM, SPLITS)
+            tl.store(to_context, mixed.to(dtype), mask=mask)
+
+
+@triton.jit
+def _over_held_rows(
+    query_low, query_high, keys_at, values_at, factor, begin, end, largest, total, sums, pairs, columns,
+    DIM: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Softmax so far (its largest score, its total and the weighted values) taken over rows ``begin .. end - 1``."""
+    dtype = query_low.dtype
+    for key_row in range(begin, end, KEYS):
+        rows = key_row + tl.arange(0, KEYS)
+        held = rows < end
+        at = rows.to(tl.int64)[:, None] * DIM
+        pair_mask, column_mask = held[:, None] & (pairs < DIM // 2)[None, :], held[:, None] & (columns < DIM)[None, :]
+        low = tl.load(keys_at + at + pairs[None, :], mask=pair_mask, other=0).to(dtype)
+        high = tl.load(keys_at + at + DIM // 2 + pairs[None, :], mask=pair_mask, other=0).to(dtype)
+        values = tl.load(values_at + at + columns[None, :], mask=column_mask, other=0).to(dtype)
+        scores = (_scores(query_low, low, DOT) + _scores(query_high, high, DOT)) * factor
+        scores = tl.where(held[None, :], scores, float("-inf"))
+        newest = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp(largest - newest)
+        weights = tl.exp(scores - newest[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        sums = sums * shrink[:, None] + _weighted(weights, values, DOT)
+        largest = newest
+    return largest, total, sums
+
+
+@triton.jit
 def _decode_kernel(
     qkv, start, cos, sin, key_cache, value_cache, key_scale, value_scale, context, partial, stats, arrived, max_len,
     scale, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
@@ -137,6 +232,8 @@ def _decode_kernel(
     dtype = qkv.dtype.element_ty
     DOT: tl.constexpr = BLOCK > 1
     has_pair, has_column = pairs < DIM // 2, columns < DIM
+    key_factor = 1.0
+    value_factor = 1.0
     if INT8:
         key_factor = tl.load(key_scale + (kv_head if PER_HEAD else 0))
         value_factor = tl.load(value_scale + (kv_head if PER_HEAD else 0))
@@ -148,34 +245,16 @@ def _decode_kernel(
 
     head = kv_head * GROUP + group
     mask = (group < GROUP)[:, None] & has_pair[None, :]
-    first = tl.load(row + head[:, None] * DIM + pairs[None, :], mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(row + head[:, None] * DIM + DIM // 2 + pairs[None, :], mask=mask, other=0.0).to(tl.float32)
-    query_low = ((first * turn_cos[None, :] - second * turn_sin[None, :]) * scale).to(dtype)
-    query_high = ((second * turn_cos[None, :] + first * turn_sin[None, :]) * scale).to(dtype)
+    query_low, query_high = _new_query(row + head[:, None] * DIM + pairs[None, :], mask, turn_cos, turn_sin, scale, DIM)
 
-    at_key = row + (NUM_HEADS + kv_head) * DIM + pairs
-    first = tl.load(at_key, mask=has_pair, other=0.0).to(tl.float32)
-    second = tl.load(at_key + DIM // 2, mask=has_pair, other=0.0).to(tl.float32)
-    key_low = (first * turn_cos - second * turn_sin).to(dtype)
-    key_high = (second * turn_cos + first * turn_sin).to(dtype)
-    value = tl.load(row + (NUM_HEADS + KV_HEADS + kv_head) * DIM + columns, mask=has_column, other=0.0)
     base = (batch.to(tl.int64) * KV_HEADS + kv_head) * max_len * DIM
     new_row = base + length.to(tl.int64) * DIM
-    if INT8:
-        low_int = integers_of(key_low.to(tl.float32), key_factor)
-        high_int = integers_of(key_high.to(tl.float32), key_factor)
-        value_int = integers_of(value.to(tl.float32), value_factor)
-        if split == 0:
-            tl.store(key_cache + new_row + pairs, low_int, mask=has_pair)
-            tl.store(key_cache + new_row + DIM // 2 + pairs, high_int, mask=has_pair)
-            tl.store(value_cache + new_row + columns, value_int, mask=has_column)
-        key_low = (low_int.to(tl.float32) * key_factor).to(dtype)
-        key_high = (high_int.to(tl.float32) * key_factor).to(dtype)
-        value = (value_int.to(tl.float32) * value_factor).to(dtype)
-    elif split == 0:
-        tl.store(key_cache + new_row + pairs, key_low, mask=has_pair)
-        tl.store(key_cache + new_row + DIM // 2 + pairs, key_high, mask=has_pair)
-        tl.store(value_cache + new_row + columns, value, mask=has_column)
+    at_key = row + (NUM_HEADS + kv_head) * DIM
+    key_low, key_high = _new_key(
+        at_key, key_cache + new_row, turn_cos, turn_sin, key_factor, split == 0, pairs, has_pair, DIM, INT8
+    )
+    at_value = row + (NUM_HEADS + KV_HEADS + kv_head) * DIM
+    value = _new_value(at_value, value_cache + new_row, value_factor, split == 0, columns, has_column, INT8)
 
     # The new row is the first split's beginning; the other splits begin with nothing.
     own = query_low.to(tl.float32) * key_low.to(tl.float32)[None, :]
@@ -184,49 +263,20 @@ def _decode_kernel(
     total = tl.where(split == 0, tl.full([BLOCK], 1.0, tl.float32), 0.0)
     start_value = tl.where(split == 0, value.to(tl.float32), 0.0)
     sums = tl.zeros([BLOCK, WIDTH], tl.float32) + start_value[None, :]
-    score_scale = 1.0
     if INT8:
-        score_scale = key_factor
         sums = sums / value_factor
-
-    share = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
-    begin = split * share
-    end = tl.minimum(length, begin + share)
-    for key_row in range(begin, end, KEYS):
-        rows = key_row + tl.arange(0, KEYS)
-        held = rows < end
-        at = base + rows.to(tl.int64)[:, None] * DIM
-        pair_mask = held[:, None] & has_pair[None, :]
-        low = tl.load(key_cache + at + pairs[None, :], mask=pair_mask, other=0).to(dtype)
-        high = tl.load(key_cache + at + DIM // 2 + pairs[None, :], mask=pair_mask, other=0).to(dtype)
-        column_mask = held[:, None] & has_column[None, :]
-        values = tl.load(value_cache + at + columns[None, :], mask=column_mask, other=0).to(dtype)
-        scores = (_scores(query_low, low, DOT) + _scores(query_high, high, DOT)) * score_scale
-        scores = tl.where(held[None, :], scores, float("-inf"))
-        newest = tl.maximum(largest, tl.max(scores, 1))
-        shrink = tl.exp(largest - newest)
-        weights = tl.exp(scores - newest[:, None])
-        total = total * shrink + tl.sum(weights, 1)
-        sums = sums * shrink[:, None] + _weighted(weights, values, DOT)
-        largest = newest
+    begin = split * tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
+    end = tl.minimum(length, begin + tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS)
+    largest, total, sums = _over_held_rows(
+        query_low, query_high, key_cache + base, value_cache + base, key_factor, begin, end,
+        largest, total, sums, pairs, columns, DIM, KEYS, DOT,
+    )  # fmt: skip
     if INT8:
         sums = sums * value_factor
 
     out_head = batch.to(tl.int64) * NUM_HEADS + head
-    out_mask = (group < GROUP)[:, None] & has_column[None, :]
-    if SPLITS == 1:
-        tl.store(context + out_head[:, None] * DIM + columns[None, :], (sums / total[:, None]).to(dtype), mask=out_mask)
-    else:
-        piece = out_head * SPLITS + split
-        tl.store(partial + piece[:, None] * DIM + columns[None, :], sums, mask=out_mask)
-        tl.store(stats + piece * 2, largest, mask=group < GROUP)
-        tl.store(stats + piece * 2 + 1, total, mask=group < GROUP)
-        tl.debug_barrier()
-        ticket = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
-        if ticket == SPLITS - 1:
-            tl.store(arrived + tl.program_id(0), 0)
-            mixed = _combined(partial, stats, out_head, columns, out_mask, group < GROUP, DIM, SPLITS)
-            tl.store(context + out_head[:, None] * DIM + columns[None, :], mixed.to(dtype), mask=out_mask)
+    found = sums, largest, total
+    _finish(context, partial, stats, arrived, found, out_head, columns, group < GROUP, split, DIM, SPLITS)
 
 
 def rotate_and_write(

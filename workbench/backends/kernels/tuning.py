@@ -42,6 +42,7 @@ INT8_TILES = (
     Int8Tiles(64, 256, 3, 4),
     Int8Tiles(64, 256, 4, 8),
 )
+MANY_ROWS = 8192
 CACHE_BYTES = 200 << 20  # rotated through while timing, so that no weight is read from the L2 cache
 
 
@@ -57,10 +58,13 @@ def default_tiles(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles | N
     column_tiles = column_tiles_of(columns)
     if column_tiles > 1 and linear.kind in (Kind.FLOAT16, Kind.W8A8):
         return None
-    row_tiles = 2 if glu or column_tiles > 1 else 1
     if column_tiles == 1:
-        return Tiles(row_tiles, 1, 8, 2 if linear.kind is Kind.FLOAT16 else 1)
-    return Tiles(row_tiles, 2, 2 if column_tiles == 8 else 4, 1)
+        return Tiles(2 if glu else 1, 1, 8, 2 if linear.kind is Kind.FLOAT16 else 1)
+    if column_tiles < 8:
+        return Tiles(2, 2, 4, 1)
+    # As measured for the H100: many rows to a block, since x is wide, and blocks along k where rows are few.
+    tiles = Tiles(2, 4, 1, 1, 2) if glu else Tiles(4, 1, 4, 1, 4 if linear.rows < MANY_ROWS else 1)
+    return tiles if fits_workspace(tiles, linear, column_tiles) else replace(tiles, split=1)
 
 
 def choose(linear: SkinnyLinear, columns: int, *, glu: bool) -> Tiles | None:
