@@ -229,7 +229,6 @@ def _decode_kernel(
     batch, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
     group, pairs, columns = tl.arange(0, BLOCK), tl.arange(0, HALF), tl.arange(0, WIDTH)
-    dtype = qkv.dtype.element_ty
     DOT: tl.constexpr = BLOCK > 1
     has_pair, has_column = pairs < DIM // 2, columns < DIM
     key_factor = 1.0
