@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,17 @@ def documented_keys() -> Callable[[str], set[str]]:
 
 @pytest.fixture
 def result_of(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """``result_of("run", ..., exit_code=0)``: runs a command and gives the result in its JSON file, checked."""
+    """``result_of("run", ..., exit_code=0)``: runs a command and gives the result in its JSON file, checked.
 
-    def run(*words: str | Path, exit_code: int = 0) -> dict[str, Any]:
+    ``table`` says which of the command's tables of keys in docs/cli.md it must have, counted from 0.
+    """
+
+    def run(*words: str | Path, exit_code: int = 0, table: int = 0) -> dict[str, Any]:
         path = tmp_path / "outcome.json"
         assert main([*map(str, words), "--json", str(path)]) == exit_code
         content = json.loads(path.read_text())
         result: dict[str, Any] = content["result"]
-        assert set(result) == _documented_keys(str(words[0]))
+        assert set(result) == _documented_keys(str(words[0]), table)
         return result
 
     return run
@@ -89,8 +93,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def _documented_keys(command: str) -> set[str]:
+def _documented_keys(command: str, table: int = 0) -> set[str]:
     """The keys of a command's result, as its section of docs/cli.md lists them."""
     section = DOCUMENT.read_text(encoding="utf-8").split(f"## workbench {command}\n")[1].split("\n## ")[0]
-    rows = section.split("| key of `result` | meaning |\n")[1].splitlines()[1:]
-    return {key for row in rows if row.startswith("|") for key in re.findall(r"`([a-z0-9_]+)`", row.split("|")[1])}
+    rows = section.split("| key of `result` | meaning |\n")[1 + table].splitlines()[1:]
+    rows = list(takewhile(lambda row: row.startswith("|"), rows))
+    return {key for row in rows for key in re.findall(r"`([a-z0-9_]+)`", row.split("|")[1])}

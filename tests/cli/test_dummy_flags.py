@@ -88,7 +88,7 @@ def test_a_preset_beside_a_model_is_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--preset", "internlm-8b"), "preset 'internlm-8b'; allowed: internlm-7b, internlm-20b, internlm2-7b"),
+        (("--preset", "internlm-8b"), "preset 'internlm-8b'; allowed: internlm-7b, internlm-20b, internlm2-1.8b"),
         (("--n_head", "5"), "n_head 5 for n_embd 4096; allowed: divisors that leave an even head width"),
         (("--n_layer", "-1"), "n_layer is -1; allowed: numbers above 0"),
         (("--preset", "internlm-7b", "--hidden_act", "gelu"), "--hidden_act gelu; allowed: silu: every InternLM has"),

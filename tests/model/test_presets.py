@@ -18,6 +18,7 @@ from workbench.model.presets import PRESETS, Sizes, preset, resized
         # Counted by hand from the published tables: 2 V d + L (2 d (d + d_kv) + 3 d i + 2 d + biases) + d.
         ("internlm-7b", 7.32),
         ("internlm-20b", 20.09),
+        ("internlm2-1.8b", 1.89),
         ("internlm2-7b", 7.74),
         ("internlm2-20b", 19.86),
         ("internlm3-8b", 8.80),

@@ -1,17 +1,27 @@
-"""``workbench benchmark``: decode and prefill speed against Hugging Face, on this machine's CPU."""
+"""``workbench benchmark``: speed beside Hugging Face, on the CPU, or of dummy weights on a GPU."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.cli.command import Command, Outcome, UsageError
-from workbench.cli.dummy_flags import add_dummy_flags, described, dummy_model, require_no_preset, sizes_of_the_model
+from workbench.cli.dummy_flags import (
+    add_dummy_flags,
+    described,
+    dummy_config,
+    dummy_model,
+    require_no_preset,
+    sizes_named,
+    sizes_of_the_model,
+)
 from workbench.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
     from workbench.checkpoint.dummy_model import DummyModel
+    from workbench.evaluation.gpu_benchmark import GpuBenchmarkResult
+    from workbench.model.config import ModelConfig
 
 # Flags, and what each is; the defaults stand in BenchmarkOptions.
 NUMBERS = {
@@ -21,30 +31,127 @@ NUMBERS = {
     "decode_tokens": "tokens decoded in a round (default: 16)",
     "prefill_len": "prompt of the prefill, in tokens (default: 512)",
 }
+# The same for a GPU; the defaults stand in GpuBenchmarkOptions.
+GPU_LISTS = {
+    "batches": "rows that decode together (default: 1 8 64)",
+    "contexts": "tokens of each row before the first step (default: 128 2048)",
+}
+GPU_FLAGS = ("dummy", *GPU_LISTS, "steps", "no_hugging_face", "roofline")
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_dir", type=Path, metavar="M", help="Hugging Face checkpoint")
+    parser.add_argument("--model_dir", type=Path, metavar="M", help="Hugging Face checkpoint, timed on the CPU")
     parser.add_argument(
         "--modes",
         nargs="+",
         metavar="MODE",
-        help="out of float32 bfloat16 int8 float16 (default: float32 bfloat16 int8); int8 is weight-only with a "
-        "bfloat16 head, against Hugging Face in bfloat16",
+        help="CPU: out of float32 bfloat16 int8 float16 (default: float32 bfloat16 int8); int8 is weight-only with a "
+        "bfloat16 head, against Hugging Face in bfloat16. GPU: out of float16 int8 int4 w8a8 float16+kv8 w8a8+kv8 "
+        "(default: all)",
     )
-    for name, text in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
     add_dummy_flags(parser)
+    cpu = parser.add_argument_group("on the CPU", "Any of these times dummy weights on the CPU.")
+    for name, text in NUMBERS.items():
+        cpu.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    gpu = parser.add_argument_group(
+        "on a GPU", "Dummy weights are timed on a GPU where there is one; any of these asks for it."
+    )
+    gpu.add_argument("--dummy", action="store_true", help="time dummy weights on a GPU, or fail without one")
+    for name, text in GPU_LISTS.items():
+        gpu.add_argument(f"--{name}", type=int, nargs="+", metavar="N", help=text)
+    gpu.add_argument("--steps", type=int, metavar="N", help="decoding steps that are timed (default: 128)")
+    gpu.add_argument("--no_hugging_face", action="store_true", help="leave Hugging Face out: it takes minutes")
+    gpu.add_argument("--roofline", type=Path, metavar="PNG", help="also write the figure here")
 
 
 def _run(args: argparse.Namespace) -> Outcome:
+    if args.model_dir is not None:
+        require_no_preset(args, "--model_dir")
+        _require_none(args, GPU_FLAGS, "--model_dir, which is timed on the CPU", "give --preset in its place")
+        for line in sizes_of_the_model(args):
+            print(line)
+        return _run_cpu(args, args.model_dir)
+    # Before a device is looked for: what is named must make a model.
+    config = dummy_config(args)
+    if config is None:
+        raise UsageError("no model is named", allowed="--model_dir, or --preset for dummy weights")
+    if _wants_gpu(args):
+        return _run_gpu(args, config)
+    print(described(args))
+    model = dummy_model(args)
+    assert model is not None
+    return _run_cpu(args, model)
+
+
+def _given(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
+    values = {name: getattr(args, name) for name in names}
+    return [f"--{name}" for name, value in values.items() if value is not None and value is not False]
+
+
+def _require_none(args: argparse.Namespace, names: tuple[str, ...], beside: str, fix: str) -> None:
+    given = _given(args, names)
+    if given:
+        raise UsageError(f"{', '.join(given)} beside {beside}", fix=fix)
+
+
+def _wants_gpu(args: argparse.Namespace) -> bool:
+    """Where dummy weights are timed: as the flags say; without any, on a GPU if there is one.
+
+    Raises:
+        UsageError: flags of both.
+    """
+    gpu = _given(args, GPU_FLAGS)
+    if gpu:
+        _require_none(args, tuple(NUMBERS), ", ".join(gpu), "these are of the CPU and of a GPU: give those of one")
+        return True
+    if _given(args, tuple(NUMBERS)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _run_gpu(args: argparse.Namespace, config: ModelConfig) -> Outcome:
+    from workbench.backends.kernels import require_gpu
+
+    require_gpu("a benchmark with random weights")
+    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions, gpu_benchmark
+
+    chosen: dict[str, Any] = {name: tuple(getattr(args, name)) for name in GPU_LISTS if getattr(args, name) is not None}
+    if args.modes is not None:
+        chosen["modes"] = tuple(args.modes)
+    if args.steps is not None:
+        chosen["steps"] = args.steps
+    options = GpuBenchmarkOptions(hugging_face=not args.no_hugging_face, **chosen)
+    print(described(args))
+    with ProgressBars() as report:
+        outcome = gpu_benchmark(sizes_named(args), config, options, report)
+    _print_gpu(outcome)
+    if args.roofline is not None:
+        from workbench.evaluation.gpu_roofline import plot_roofline
+
+        plot_roofline(outcome).savefig(args.roofline, dpi=130)
+    return Outcome(outcome.to_dict())
+
+
+def _print_gpu(outcome: GpuBenchmarkResult) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in outcome.versions.items())
+    print(f"{outcome.gpu}, {versions}; a copy moves {outcome.bandwidth / 1e9:.0f} GB/s")
+    table = outcome.frame.drop(columns="flops")
+    table["moved_gb"] = table.pop("moved_bytes") / 1e9
+    table["peak_gb"] = table.pop("peak_bytes") / 1e9
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    for line in outcome.skipped:
+        print(f"skipped {line}")
+
+
+def _run_cpu(args: argparse.Namespace, model: Path | DummyModel) -> Outcome:
     from workbench.evaluation.benchmark import BenchmarkOptions, benchmark
 
     chosen = {name: getattr(args, name) for name in NUMBERS if getattr(args, name) is not None}
     if args.modes is not None:
         chosen["modes"] = tuple(args.modes)
     options = BenchmarkOptions(**chosen)
-    model = _model(args)
     with ProgressBars() as report:
         outcome = benchmark(model, options, report)
     print(
@@ -57,28 +164,15 @@ def _run(args: argparse.Namespace) -> Outcome:
     return Outcome(outcome.to_dict())
 
 
-def _model(args: argparse.Namespace) -> Path | DummyModel:
-    """The checkpoint's folder, or dummy weights."""
-    if args.model_dir is not None:
-        require_no_preset(args, "--model_dir")
-        for line in sizes_of_the_model(args):
-            print(line)
-        folder: Path = args.model_dir
-        return folder
-    dummy = dummy_model(args)
-    if dummy is None:
-        raise UsageError("no model is named", allowed="--model_dir, or --preset for dummy weights")
-    print(described(args))
-    return dummy
-
-
 COMMAND = Command(
     name="benchmark",
-    summary="Time decode and prefill on the CPU, in turns with Hugging Face.",
+    summary="Time a checkpoint on the CPU, or dummy weights on the CPU or a GPU, beside Hugging Face.",
     example="""
 workbench benchmark --model_dir demo/model --modes bfloat16 int8
-workbench benchmark --preset internlm2-7b --n_layer 4 --modes bfloat16
+workbench benchmark --preset internlm2-7b --n_layer 4 --modes bfloat16 --threads 2
+workbench benchmark --preset internlm-7b --dummy --modes float16 int4 --roofline roofline.png
 """,
     add_flags=_add_flags,
     run=_run,
+    files=("roofline",),
 )

@@ -82,10 +82,15 @@ def dummy_config(args: argparse.Namespace, default: str | None = None) -> ModelC
     return None if name is None else resized(preset(name), Sizes(**given))
 
 
+def sizes_named(args: argparse.Namespace, default: str | None = None) -> str:
+    """The preset, and what was changed of it."""
+    given = [f"{name} {getattr(args, name):g}" for name in (*SIZES, *CONSTANTS) if getattr(args, name) is not None]
+    return ", ".join([args.preset or default or DEFAULT_PRESET, *given])
+
+
 def described(args: argparse.Namespace, default: str | None = None) -> str:
     """The dummy model, in words."""
-    given = [f"{name} {getattr(args, name):g}" for name in (*SIZES, *CONSTANTS) if getattr(args, name) is not None]
-    return ", ".join([f"dummy weights in the sizes of {args.preset or default or DEFAULT_PRESET}", *given])
+    return f"dummy weights in the sizes of {sizes_named(args, default)}"
 
 
 def dummy_model(args: argparse.Namespace) -> DummyModel | None:

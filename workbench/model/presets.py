@@ -1,6 +1,7 @@
 """The sizes of the published InternLM models, for dummy weights and plans. Knows no weights and no files.
 
-Source: the ``config.json`` of internlm-7b, internlm-20b, internlm2-7b, internlm2-20b and internlm3-8b-instruct.
+Source: the ``config.json`` of internlm-7b, internlm-20b, internlm2-1_8b, internlm2-7b, internlm2-20b and
+internlm3-8b-instruct.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ PRESETS: dict[str, ModelConfig] = {
         output_bias=False,
         rope_scaling=RopeScaling(DYNAMIC, 1.0),
     ),
+    "internlm2-1.8b": replace(_V2_7B, hidden_size=2048, intermediate_size=8192, num_layers=24, num_heads=16),
     "internlm2-7b": _V2_7B,
     "internlm2-20b": replace(
         _V2_7B, hidden_size=6144, intermediate_size=16384, num_layers=48, num_heads=48, rope_scaling=None

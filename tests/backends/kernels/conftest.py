@@ -1,0 +1,45 @@
+"""Fixtures of the kernel tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Every ``torch.empty`` is filled with NaN (integers: their maximum), so that what a kernel leaves out shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> str:
+    """Where Triton's kernels run here: a GPU, or the CPU under ``TRITON_INTERPRET=1`` (set it before pytest starts)."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1 for Triton's interpreter")
+    _let_the_interpreter_count()
+    return "cpu"
+
+
+def _let_the_interpreter_count() -> None:
+    """Triton 3.6 takes ``int`` of arrays with one element in ``range``; numpy 2.4 no longer allows it."""
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        original(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched

@@ -1,0 +1,159 @@
+"""Attention kernels against the plain torch op set: on a GPU where there is one, in Triton's interpreter otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tolerances import TOLERANCE, relative_l2
+
+pytest.importorskip("triton", reason="needs triton")
+
+from workbench.backends.kernels import attention
+from workbench.backends.torch_ops import TorchOps
+from workbench.model.ops import AttentionSpec, LayerCache, NewRows, Step
+from workbench.model.rotary import RotaryTables
+from workbench.model.weights import KVScales
+
+pytestmark = [pytest.mark.usefixtures("poisoned")]
+HALF = torch.float16
+
+
+@dataclass(frozen=True)
+class Sizes:
+    heads: int
+    kv_heads: int
+    dim: int
+    scales: str = ""
+
+
+SIZES = [
+    Sizes(4, 4, 16),
+    Sizes(2, 2, 128),
+    Sizes(8, 2, 64),
+    Sizes(3, 1, 80),
+    Sizes(4, 2, 32, "head"),
+    Sizes(2, 2, 64, "one"),
+]
+
+
+def _spec(sizes: Sizes, device: str, positions: int) -> AttentionSpec:
+    angles = torch.arange(positions)[:, None] * 1000.0 ** (-torch.arange(sizes.dim // 2) / (sizes.dim // 2))
+    tables = RotaryTables(angles.cos().to(device), angles.sin().to(device))
+    scales = None
+    if sizes.scales:
+        values = torch.linspace(0.02, 0.04, sizes.kv_heads) if sizes.scales == "head" else torch.tensor(0.03)
+        scales = KVScales(values.to(device), (values * 1.1).to(device))
+    return AttentionSpec("attention", sizes.heads, sizes.kv_heads, sizes.dim, tables, scales)
+
+
+def _cache(sizes: Sizes, lengths: Tensor, rows: int, device: str) -> LayerCache[Tensor]:
+    """Random rows up to each length; beyond them what must not be read."""
+    shape = (2, len(lengths), sizes.kv_heads, rows, sizes.dim)
+    held = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    if sizes.scales:
+        held = (held * 40).round().clamp(-127, 127)
+    for row, length in enumerate(lengths.tolist()):
+        held[:, row, :, length:] = 127 if sizes.scales else float("nan")
+    held = held.to(torch.int8 if sizes.scales else HALF).to(device)
+    return LayerCache(held[0].clone(), held[1].clone())
+
+
+def _step(lengths: Tensor, seq: int, device: str) -> Step[Tensor]:
+    positions = lengths[:, None] + torch.arange(seq)
+    return Step(torch.zeros(0), positions.long().to(device), lengths.int().to(device))
+
+
+def _expected(
+    qkv: Tensor, step: Step[Tensor], cache: LayerCache[Tensor], spec: AttentionSpec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The oracle's output, and the rows that it writes; it reads masked rows, so these must be numbers."""
+    clean = LayerCache(torch.nan_to_num(cache.key), torch.nan_to_num(cache.value))
+    context, update = TorchOps(HALF).attention(qkv, step, clean, spec)
+    seq = qkv.shape[1]
+    if isinstance(update, NewRows):
+        return context, update.key, update.value
+    firsts = step.start.tolist()
+    key, value = (
+        torch.stack([held[:, first : first + seq] for held, first in zip(whole, firsts, strict=True)])
+        for whole in (update.key, update.value)
+    )
+    return context, key, value
+
+
+def _written(cache: Tensor, step: Step[Tensor], seq: int) -> Tensor:
+    firsts = step.start.tolist()
+    return torch.stack([held[:, first : first + seq] for held, first in zip(cache, firsts, strict=True)])
+
+
+def _assert_rows(found: Tensor, expected: Tensor) -> None:
+    if expected.dtype != torch.int8:
+        assert relative_l2(found, expected) < TOLERANCE[HALF]["op"]
+        return
+    difference = (found.int() - expected.int()).abs()  # RoPE's last bit may decide a tie
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 5e-3
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_decoding_matches_the_oracle(
+    triton_device: str, sizes: Sizes, splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "split_count", lambda *_: splits)
+    lengths = torch.tensor([0, 65, 100])
+    spec = _spec(sizes, triton_device, 200)
+    cache, step = _cache(sizes, lengths, 110, triton_device), _step(lengths, 1, triton_device)
+    width = (sizes.heads + 2 * sizes.kv_heads) * sizes.dim
+    qkv = torch.randn(3, 1, width, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
+    context, key, value = _expected(qkv, step, cache, spec)
+    found = attention.decode(qkv[:, 0].contiguous(), step.start, cache, spec)
+    assert relative_l2(found, context[:, 0]) < TOLERANCE[HALF]["op"]
+    _assert_rows(_written(cache.key, step, 1), key)
+    _assert_rows(_written(cache.value, step, 1), value)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_rope_writes_what_the_oracle_writes(triton_device: str, sizes: Sizes) -> None:
+    lengths, seq = torch.tensor([0, 5, 11]), 7
+    spec = _spec(sizes, triton_device, 40)
+    cache, step = _cache(sizes, lengths, 20, triton_device), _step(lengths, seq, triton_device)
+    width = (sizes.heads + 2 * sizes.kv_heads) * sizes.dim
+    qkv = torch.randn(3, seq, width, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
+    _, key, value = _expected(qkv, step, cache, spec)
+    query, own_key, own_value = attention.rotate_and_write(qkv, step.positions, cache, spec)
+    expected_query = TorchOps(HALF)._heads(qkv, step.positions, spec)[0].transpose(1, 2)
+    assert relative_l2(query, expected_query) < TOLERANCE[HALF]["op"]
+    _assert_rows(_written(cache.key, step, seq), key)
+    _assert_rows(_written(cache.value, step, seq), value)
+    if spec.kv_scales is not None:
+        assert own_key is not None
+        assert own_value is not None
+        for own, held, scale in (
+            (own_key, cache.key, spec.kv_scales.key),
+            (own_value, cache.value, spec.kv_scales.value),
+        ):
+            multiplied = (_written(held, step, seq).float() * scale.reshape(-1, 1, 1)).half()
+            assert torch.equal(own, multiplied)
+
+
+def test_pads_beyond_the_cache_are_dropped(triton_device: str) -> None:
+    sizes = Sizes(2, 2, 16)
+    spec = _spec(sizes, triton_device, 40)
+    cache = _cache(sizes, torch.tensor([0, 0]), 4, triton_device)
+    step = _step(torch.tensor([0, 0]), 6, triton_device)
+    guard = cache.key.clone()
+    qkv = torch.randn(2, 6, 96, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
+    attention.rotate_and_write(qkv, step.positions, cache, spec)
+    assert not torch.isnan(cache.key).any()
+    assert guard.shape == cache.key.shape
+
+
+@pytest.mark.parametrize(
+    ("programs", "max_len", "expected"), [(32, 4096, 16), (32, 128, 2), (2048, 4096, 1), (1, 1 << 16, 32), (32, 16, 1)]
+)
+def test_the_sequence_is_split_where_there_are_few_programs(programs: int, max_len: int, expected: int) -> None:
+    assert attention.split_count(programs, max_len) == expected

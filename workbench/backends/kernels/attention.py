@@ -1,0 +1,377 @@
+"""Triton kernels of attention: RoPE, the write into the cache, and decoding split over the sequence.
+
+Knows a cache ``[batch, kv_heads, max_len, head_dim]`` in the activations' dtype or INT8. Keys are cached after RoPE.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workbench.backends.kernels.rowwise import integers_of, launch_options, take_turn
+from workbench.model.ops import AttentionSpec, LayerCache
+
+KEYS = 64  # keys that a program of the decode kernel reads at once, at most
+LONG = 1024  # rows of a cache from which an INT8 program reads the most keys at once
+HEADS = 16  # heads that a program of the RoPE kernel turns at once
+PROGRAMS = 528  # four for each of an H100's 132 processors: what decoding is split into where the batch is small
+MAX_SPLITS = 32
+
+
+@triton.jit
+def _store_pair(pointer, low, high, mask, DIM: tl.constexpr):
+    """Both halves of heads of ``DIM`` values."""
+    tl.store(pointer, low, mask=mask)
+    tl.store(pointer + DIM // 2, high, mask=mask)
+
+
+@triton.jit
+def _turned(first, second, cos, sin):
+    """RoPE in float32."""
+    return first * cos - second * sin, second * cos + first * sin
+
+
+@triton.jit
+def _rope_kernel(
+    qkv, positions, cos, sin, key_scale, value_scale, query, key_cache, value_cache, key, value, seq, max_len, scale,
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
+    INT8: tl.constexpr, PER_HEAD: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    pairs = tl.arange(0, HALF)
+    inside = pairs < DIM // 2
+    batch, step = token // seq, token % seq
+    position = tl.load(positions + token)
+    turn_cos = tl.load(cos + position * (DIM // 2) + pairs, mask=inside, other=0.0)[None, :]
+    turn_sin = tl.load(sin + position * (DIM // 2) + pairs, mask=inside, other=0.0)[None, :]
+    is_query = heads < NUM_HEADS
+    is_value = heads >= NUM_HEADS + KV_HEADS
+    mask = (heads < NUM_HEADS + 2 * KV_HEADS)[:, None] & inside[None, :]
+    source = qkv + (token * (NUM_HEADS + 2 * KV_HEADS) + heads[:, None]) * DIM + pairs[None, :]
+    first = tl.load(source, mask=mask, other=0.0)
+    second = tl.load(source + DIM // 2, mask=mask, other=0.0)
+    wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
+    factor = tl.where(is_query, scale, 1.0)[:, None]
+    low, high = _turned(wide_first, wide_second, turn_cos, turn_sin)
+    low = tl.where(is_value[:, None], wide_first, low * factor).to(first.dtype)
+    high = tl.where(is_value[:, None], wide_second, high * factor).to(first.dtype)
+
+    to_query = query + (token * NUM_HEADS + heads[:, None]) * DIM + pairs[None, :]
+    _store_pair(to_query, low, high, mask & is_query[:, None], DIM)
+
+    # A pad's row may lie beyond the cache; nothing reads it.
+    row = position
+    kv_head = tl.where(is_value, heads - NUM_HEADS - KV_HEADS, heads - NUM_HEADS)
+    cached = mask & (heads >= NUM_HEADS)[:, None] & (row < max_len)
+    to_cache = ((batch * KV_HEADS + kv_head[:, None]) * max_len + row) * DIM + pairs[None, :]
+    is_key_2d = cached & (heads < NUM_HEADS + KV_HEADS)[:, None]
+    is_value_2d = cached & is_value[:, None]
+    if INT8:
+        at = kv_head if PER_HEAD else kv_head * 0
+        real = heads < NUM_HEADS + 2 * KV_HEADS
+        is_key = (heads >= NUM_HEADS) & (heads < NUM_HEADS + KV_HEADS)
+        key_factor = tl.load(key_scale + at, mask=is_key, other=1.0)
+        value_factor = tl.load(value_scale + at, mask=real & is_value, other=1.0)
+        head_scale = tl.where(is_value, value_factor, key_factor)[:, None]
+        low_int = integers_of(low.to(tl.float32), head_scale)
+        high_int = integers_of(high.to(tl.float32), head_scale)
+        low = (low_int.to(tl.float32) * head_scale).to(first.dtype)
+        high = (high_int.to(tl.float32) * head_scale).to(first.dtype)
+        to_new = ((batch * KV_HEADS + kv_head[:, None]) * seq + step) * DIM + pairs[None, :]
+        _store_pair(key + to_new, low, high, is_key_2d, DIM)
+        _store_pair(value + to_new, low, high, is_value_2d, DIM)
+        _store_pair(key_cache + to_cache, low_int, high_int, is_key_2d, DIM)
+        _store_pair(value_cache + to_cache, low_int, high_int, is_value_2d, DIM)
+    else:
+        _store_pair(key_cache + to_cache, low, high, is_key_2d, DIM)
+        _store_pair(value_cache + to_cache, low, high, is_value_2d, DIM)
+
+
+@triton.jit
+def _scores(query, keys, DOT: tl.constexpr):
+    """``[group, width] x [keys, width] -> [group, keys]`` float32."""
+    if DOT:
+        return tl.dot(query, tl.trans(keys), input_precision="ieee")
+    else:  # what follows a return is compiled all the same
+        return tl.sum(query.to(tl.float32) * keys.to(tl.float32), 1)[None, :]
+
+
+@triton.jit
+def _weighted(weights, values, DOT: tl.constexpr):
+    """``[group, keys] x [keys, width] -> [group, width]`` float32."""
+    if DOT:
+        return tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    else:
+        return tl.sum(tl.trans(weights) * values.to(tl.float32), 0)[None, :]
+
+
+@triton.jit
+def _new_query(source, mask, cos, sin, scale, DIM: tl.constexpr):
+    """Halves of the group's queries, scaled."""
+    first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(source + DIM // 2, mask=mask, other=0.0).to(tl.float32)
+    low, high = _turned(first, second, cos[None, :], sin[None, :])
+    return (low * scale).to(source.dtype.element_ty), (high * scale).to(source.dtype.element_ty)
+
+
+@triton.jit
+def _new_key(source, target, cos, sin, factor, writes, pairs, has_pair, DIM: tl.constexpr, INT8: tl.constexpr):
+    """The new key's halves as the cache holds them, multiplied back; written to it where ``writes``."""
+    dtype = source.dtype.element_ty
+    first = tl.load(source + pairs, mask=has_pair, other=0.0).to(tl.float32)
+    second = tl.load(source + DIM // 2 + pairs, mask=has_pair, other=0.0).to(tl.float32)
+    low, high = _turned(first, second, cos, sin)
+    low, high = low.to(dtype), high.to(dtype)
+    mask = has_pair & writes
+    if INT8:
+        low_int, high_int = integers_of(low.to(tl.float32), factor), integers_of(high.to(tl.float32), factor)
+        _store_pair(target + pairs, low_int, high_int, mask, DIM)
+        low, high = (low_int.to(tl.float32) * factor).to(dtype), (high_int.to(tl.float32) * factor).to(dtype)
+    else:
+        _store_pair(target + pairs, low, high, mask, DIM)
+    return low, high
+
+
+@triton.jit
+def _new_value(source, target, factor, writes, columns, has_column, INT8: tl.constexpr):
+    """The new value as the cache holds it, multiplied back; written to it where ``writes``."""
+    value = tl.load(source + columns, mask=has_column, other=0.0)
+    if INT8:
+        integers = integers_of(value.to(tl.float32), factor)
+        tl.store(target + columns, integers, mask=has_column & writes)
+        value = (integers.to(tl.float32) * factor).to(value.dtype)
+    else:
+        tl.store(target + columns, value, mask=has_column & writes)
+    return value
+
+
+@triton.jit
+def _combined(partial, stats, head, columns, mask, has_head, DIM: tl.constexpr, SPLITS: tl.constexpr):
+    """Context of all splits together; what other programs wrote is read past the L1 cache."""
+    largest = tl.full(head.shape, float("-inf"), tl.float32)
+    for split in tl.static_range(SPLITS):
+        here = tl.load(stats + (head * SPLITS + split) * 2, mask=has_head, other=0.0, cache_modifier=".cg")
+        largest = tl.maximum(largest, here)
+    total = tl.zeros(head.shape, tl.float32)
+    sums = tl.zeros(mask.shape, tl.float32)
+    for split in tl.static_range(SPLITS):
+        at = head * SPLITS + split
+        weight = tl.exp(tl.load(stats + at * 2, mask=has_head, other=0.0, cache_modifier=".cg") - largest)
+        total += weight * tl.load(stats + at * 2 + 1, mask=has_head, other=1.0, cache_modifier=".cg")
+        part = tl.load(partial + at[:, None] * DIM + columns[None, :], mask=mask, other=0.0, cache_modifier=".cg")
+        sums += weight[:, None] * part
+    return sums / total[:, None]
+
+
+@triton.jit
+def _finish(
+    context, partial, stats, arrived, found, head, columns, has_head, split, DIM: tl.constexpr, SPLITS: tl.constexpr
+):
+    """Store a split's context, or leave it for the split that comes last, which puts all of them together."""
+    sums, largest, total = found
+    dtype = context.dtype.element_ty
+    mask = has_head[:, None] & (columns < DIM)[None, :]
+    to_context = context + head[:, None] * DIM + columns[None, :]
+    if SPLITS == 1:
+        tl.store(to_context, (sums / total[:, None]).to(dtype), mask=mask)
+    else:
+        piece = head * SPLITS + split
+        tl.store(partial + piece[:, None] * DIM + columns[None, :], sums, mask=mask)
+        tl.store(stats + piece * 2, largest, mask=has_head)
+        tl.store(stats + piece * 2 + 1, total, mask=has_head)
+        tl.debug_barrier()
+        ticket = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
+        if ticket == SPLITS - 1:
+            tl.store(arrived + tl.program_id(0), 0)
+            mixed = _combined(partial, stats, head, columns, mask, has_head, DIM, SPLITS)
+            tl.store(to_context, mixed.to(dtype), mask=mask)
+
+
+@triton.jit
+def _over_held_rows(
+    query_low, query_high, keys_at, values_at, factor, begin, end, largest, total, sums, pairs, columns,
+    DIM: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Softmax so far (its largest score, its total and the weighted values) taken over rows ``begin .. end - 1``."""
+    dtype = query_low.dtype
+    for key_row in range(begin, end, KEYS):
+        rows = key_row + tl.arange(0, KEYS)
+        held = rows < end
+        at = rows.to(tl.int64)[:, None] * DIM
+        pair_mask, column_mask = held[:, None] & (pairs < DIM // 2)[None, :], held[:, None] & (columns < DIM)[None, :]
+        low = tl.load(keys_at + at + pairs[None, :], mask=pair_mask, other=0).to(dtype)
+        high = tl.load(keys_at + at + DIM // 2 + pairs[None, :], mask=pair_mask, other=0).to(dtype)
+        values = tl.load(values_at + at + columns[None, :], mask=column_mask, other=0).to(dtype)
+        scores = (_scores(query_low, low, DOT) + _scores(query_high, high, DOT)) * factor
+        scores = tl.where(held[None, :], scores, float("-inf"))
+        newest = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp(largest - newest)
+        weights = tl.exp(scores - newest[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        sums = sums * shrink[:, None] + _weighted(weights, values, DOT)
+        largest = newest
+    return largest, total, sums
+
+
+@triton.jit
+def _decode_kernel(
+    qkv, start, cos, sin, key_cache, value_cache, key_scale, value_scale, context, partial, stats, arrived, max_len,
+    scale, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    HALF: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, INT8: tl.constexpr,
+    PER_HEAD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    batch, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
+    split = tl.program_id(1)
+    group, pairs, columns = tl.arange(0, BLOCK), tl.arange(0, HALF), tl.arange(0, WIDTH)
+    DOT: tl.constexpr = BLOCK > 1
+    has_pair, has_column = pairs < DIM // 2, columns < DIM
+    key_factor = 1.0
+    value_factor = 1.0
+    if INT8:
+        key_factor = tl.load(key_scale + (kv_head if PER_HEAD else 0))
+        value_factor = tl.load(value_scale + (kv_head if PER_HEAD else 0))
+    take_turn(PDL)
+    length = tl.load(start + batch)
+    turn_cos = tl.load(cos + length * (DIM // 2) + pairs, mask=has_pair, other=0.0)
+    turn_sin = tl.load(sin + length * (DIM // 2) + pairs, mask=has_pair, other=0.0)
+    row = qkv + batch.to(tl.int64) * ((NUM_HEADS + 2 * KV_HEADS) * DIM)
+
+    head = kv_head * GROUP + group
+    mask = (group < GROUP)[:, None] & has_pair[None, :]
+    query_low, query_high = _new_query(row + head[:, None] * DIM + pairs[None, :], mask, turn_cos, turn_sin, scale, DIM)
+
+    base = (batch.to(tl.int64) * KV_HEADS + kv_head) * max_len * DIM
+    new_row = base + length.to(tl.int64) * DIM
+    at_key = row + (NUM_HEADS + kv_head) * DIM
+    key_low, key_high = _new_key(
+        at_key, key_cache + new_row, turn_cos, turn_sin, key_factor, split == 0, pairs, has_pair, DIM, INT8
+    )
+    at_value = row + (NUM_HEADS + KV_HEADS + kv_head) * DIM
+    value = _new_value(at_value, value_cache + new_row, value_factor, split == 0, columns, has_column, INT8)
+
+    # The new row is the first split's beginning; the other splits begin with nothing.
+    own = query_low.to(tl.float32) * key_low.to(tl.float32)[None, :]
+    own += query_high.to(tl.float32) * key_high.to(tl.float32)[None, :]
+    largest = tl.where(split == 0, tl.sum(own, 1), float("-inf"))
+    total = tl.where(split == 0, tl.full([BLOCK], 1.0, tl.float32), 0.0)
+    start_value = tl.where(split == 0, value.to(tl.float32), 0.0)
+    sums = tl.zeros([BLOCK, WIDTH], tl.float32) + start_value[None, :]
+    if INT8:
+        sums = sums / value_factor
+    begin = split * tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
+    end = tl.minimum(length, begin + tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS)
+    largest, total, sums = _over_held_rows(
+        query_low, query_high, key_cache + base, value_cache + base, key_factor, begin, end,
+        largest, total, sums, pairs, columns, DIM, KEYS, DOT,
+    )  # fmt: skip
+    if INT8:
+        sums = sums * value_factor
+
+    out_head = batch.to(tl.int64) * NUM_HEADS + head
+    found = sums, largest, total
+    _finish(context, partial, stats, arrived, found, out_head, columns, group < GROUP, split, DIM, SPLITS)
+
+
+def rotate_and_write(
+    qkv: Tensor, positions: Tensor, cache: LayerCache[Tensor], spec: AttentionSpec
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """RoPE on query and key; key and value go into the cache at their positions.
+
+    Args:
+        qkv: ``[batch, seq, (heads + 2 * kv_heads) * head_dim]``.
+        positions: int64 ``[batch, seq]``.
+        cache: written in place.
+        spec: heads, tables on the device, and scales of an INT8 cache.
+
+    Returns:
+        Query ``[batch, seq, heads, head_dim]``, scaled by ``head_dim ** -0.5``; for an INT8 cache also the key and the
+        value ``[batch, kv_heads, seq, head_dim]`` as the cache holds them, multiplied back.
+    """
+    batch, seq, _ = qkv.shape
+    query = torch.empty(batch, seq, spec.num_heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+    key = value = None
+    if spec.kv_scales is not None:
+        shape = (batch, spec.num_kv_heads, seq, spec.head_dim)
+        key, value = (torch.empty(shape, dtype=qkv.dtype, device=qkv.device) for _ in range(2))
+    total = spec.num_heads + 2 * spec.num_kv_heads
+    _rope_kernel[(batch * seq, triton.cdiv(total, HEADS))](
+        qkv, positions, spec.rotary.cos, spec.rotary.sin, *_scales(spec), query, cache.key, cache.value, key, value,
+        seq, cache.key.shape[2], spec.head_dim**-0.5,
+        NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, BLOCK=HEADS,
+        HALF=triton.next_power_of_2(spec.head_dim // 2), **_int8(spec), num_warps=4,
+    )  # fmt: skip
+    return query, key, value
+
+
+def decode(
+    qkv: Tensor, start: Tensor, cache: LayerCache[Tensor], spec: AttentionSpec, *, overlap: bool = False
+) -> Tensor:
+    """One new token a row: RoPE, the write into the cache and attention over it, in one kernel.
+
+    Args:
+        qkv: ``[batch, (heads + 2 * kv_heads) * head_dim]``.
+        start: int32 ``[batch]``: rows that the cache holds, and the position of the new token.
+        cache: written in place at row ``start``.
+        spec: heads, tables on the device, and scales of an INT8 cache.
+        overlap: see :func:`launch_options`.
+
+    Returns:
+        ``[batch, heads * head_dim]``.
+    """
+    batch = qkv.shape[0]
+    splits = split_count(batch * spec.num_kv_heads, cache.key.shape[2])
+    group = spec.num_heads // spec.num_kv_heads
+    context = torch.empty(batch, spec.num_heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+    partial = stats = arrived = None
+    if splits > 1:
+        pieces = batch * spec.num_heads * splits
+        partial = torch.empty(pieces, spec.head_dim, dtype=torch.float32, device=qkv.device)
+        stats = torch.empty(pieces, 2, dtype=torch.float32, device=qkv.device)
+        arrived = _counters(qkv.device, batch * spec.num_kv_heads)
+    width = max(16, triton.next_power_of_2(spec.head_dim))
+    keys, warps = decode_block(group, cache)
+    _decode_kernel[(batch * spec.num_kv_heads, splits)](
+        qkv, start, spec.rotary.cos, spec.rotary.sin, cache.key, cache.value, *_scales(spec), context, partial, stats,
+        arrived, cache.key.shape[2], spec.head_dim**-0.5,
+        NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, GROUP=group,
+        BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
+        HALF=max(16, triton.next_power_of_2(spec.head_dim // 2)), WIDTH=width, KEYS=keys, SPLITS=splits,
+        **_int8(spec), PDL=overlap, **launch_options(overlap=overlap, num_warps=warps),
+    )  # fmt: skip
+    return context
+
+
+@functools.cache
+def _counters(device: torch.device, programs: int) -> Tensor:
+    """How many splits of a program's rows are done: zero before and after every launch, so kept for good."""
+    return torch.zeros(programs, dtype=torch.int32, device=device)
+
+
+def decode_block(group: int, cache: LayerCache[Tensor]) -> tuple[int, int]:
+    """Keys that a program reads at once, and its warps: measured on an H100, see docs/benchmarks.md."""
+    if group > 1:
+        return KEYS, 4
+    if cache.key.dtype == torch.int8:
+        return (KEYS, 2) if cache.key.shape[2] > LONG else (KEYS // 2, 1)
+    return KEYS // 2, 2
+
+
+def split_count(programs: int, max_len: int) -> int:
+    """Parts of the sequence, a power of two: enough programs for the GPU, no part shorter than one load of keys."""
+    wanted = min(triton.cdiv(PROGRAMS, programs), triton.cdiv(max_len, KEYS), MAX_SPLITS)
+    return 1 << (int(wanted).bit_length() - 1)
+
+
+def _scales(spec: AttentionSpec) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if spec.kv_scales is None else (spec.kv_scales.key, spec.kv_scales.value)
+
+
+def _int8(spec: AttentionSpec) -> dict[str, Any]:
+    scales = spec.kv_scales
+    return {"INT8": scales is not None, "PER_HEAD": scales is not None and scales.key.numel() > 1}
