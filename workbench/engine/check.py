@@ -17,13 +17,7 @@ from torch import Tensor
 
 from workbench.backends.torch_ops import TorchOps
 from workbench.engine.interpreter import Interpreter
-from workbench.engine.needs import (
-    CHUNK_VALUES,
-    FULL_CACHE_BYTES,
-    PROMPT_LENGTHS,
-    SAMPLE_CACHE_BYTES,
-    sampled_layers,
-)
+from workbench.engine.needs import FULL_CACHE_BYTES, PROMPT_LENGTHS, SAMPLE_CACHE_BYTES, sampled_layers
 from workbench.engine.network import DecoderNetwork
 from workbench.model.internlm import InternLM
 from workbench.model.ops import LayerCache, Step
@@ -35,6 +29,8 @@ from workbench.runtime.kv_cache import KVCache
 RATIO = 1.25
 # Relative L2 below which errors are float32 noise whatever their ratio.
 NOISE_FLOOR = 2.4e-7
+# Values of one weight that the torch op set computes with at once, in float64 as in float32.
+CHUNK_VALUES = 1 << 24
 COVERS = (
     "covers: the network's layers, types, shapes, constants and cache updates, executed on the CPU; "
     "does not cover: the numerics of the compiled kernels, and layer semantics that were read from documentation"

@@ -32,8 +32,6 @@ AUTO, FULL, SAMPLE, OFF = VERIFY = ("auto", "full", "sample", "off")
 FULL_CHECK_PARAMETERS = 1_000_000_000
 # Prompts of the network check, right-padded.
 PROMPT_LENGTHS = (13, 48, 7, 30)
-# Values of one weight that the check's torch op set computes with at once, in float64 as in float32.
-CHUNK_VALUES = 1 << 24
 # Folded constants that the check's interpreter keeps between steps; those beyond are folded anew in each.
 FULL_CACHE_BYTES, SAMPLE_CACHE_BYTES = 6 << 30, 1 << 30
 # Ranks and stages that a refusal proposes, in this order.
@@ -163,7 +161,7 @@ def _smaller(job: BuildJob, available: int) -> Iterator[tuple[str, int, str]]:
 
 
 def _check_bytes(job: BuildJob, parts: list[Part]) -> int:
-    """Folded constants that are kept, the widest weight in float32 on top, parts of weights in float64, and caches."""
+    """Folded constants that are kept, the widest weight on its way through, taps of three runs, and caches."""
     verify = how_verified(job.config, job.verify)
     if verify == OFF:
         return 0
@@ -174,10 +172,19 @@ def _check_bytes(job: BuildJob, parts: list[Part]) -> int:
     inner = sum(part.elements for part in linears if part.name.startswith("layers."))
     head = sum(part.elements for part in linears) - inner
     widest = max(part.elements for part in linears)
-    checked = head + inner * layers // count
+    checked = 4 * (head + inner * layers // count)
     # In float32 while it is multiplied, and a mask of its NaN; where all constants are kept, the first is among them.
-    passing = widest if 4 * checked <= kept else 5 * widest
-    return min(kept, 4 * checked) + passing + 24 * min(widest, CHUNK_VALUES) + layers * _cache_bytes(job)
+    passing = widest if checked <= kept else 5 * widest
+    return min(kept, checked) + passing + layers * (_tap_bytes(job) + _cache_bytes(job))
+
+
+def _tap_bytes(job: BuildJob) -> int:
+    """What one layer shows of a prefill: in float64, and twice in the network's dtype."""
+    own = rank_config(job.config, job.mapping)
+    query, kv = own.num_heads * own.head_dim, own.num_kv_heads * own.head_dim
+    values = 7 * own.hidden_size + 2 * query + 4 * kv + 3 * own.intermediate_size
+    tokens = len(PROMPT_LENGTHS) * max(PROMPT_LENGTHS)
+    return tokens * values * (8 + 3 * torch_dtype(job.recipe.dtype).itemsize)
 
 
 def _cache_bytes(job: BuildJob) -> int:
