@@ -91,12 +91,12 @@ def random_kv_study(
     """Errors of ``random_model_dir()``'s attention by the KV cache's scales."""
     from tests.quantization.calibrated_models import random_windows
     from workbench.checkpoint.huggingface import HFCheckpoint
-    from workbench.quantization.attention_inputs import collect_attention_inputs
+    from workbench.quantization.attention_inputs import CollectOptions, collect_attention_inputs
     from workbench.quantization.kv_error import KVStudy
     from workbench.quantization.ranges import ActivationRanges
 
     source, folder = HFCheckpoint.open(random_model_dir()), tmp_path_factory.mktemp("attention")
-    collect_attention_inputs(source, random_windows(2, seed=1), folder, "float32")
+    collect_attention_inputs(source, random_windows(2, seed=1), folder, CollectOptions("float32"))
     return KVStudy(source.config, folder, ActivationRanges.load(random_calibration))
 
 

@@ -246,3 +246,20 @@ def test_reading_a_dictionary_leaves_it_as_it_was() -> None:
     content = {"keep": ["lm_head"], "build": {"targets": ["sm80"]}}
     Recipe.from_dict(content)
     assert content == {"keep": ["lm_head"], "build": {"targets": ["sm80"]}}
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (
+            {"weights": {"kind": "int8"}},
+            r"weights is \{'kind': 'int8'\}; allowed: Int8WeightOnly, .*; Recipe.from_dict",
+        ),
+        ({"kv_cache": "int8"}, r"kv_cache is 'int8'; allowed: Int8KVCache, None"),
+        ({"build": {}}, r"build is \{\}; allowed: BuildLimits"),
+        ({"keep": "lm_head"}, r"keep is 'lm_head'; allowed: tuple"),
+    ],
+)
+def test_parts_of_another_type_are_refused(choices, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe(**choices)

@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar
 
 from workbench.errors import RecipeError, nearest
+from workbench.recipe_values import known_keys, require_one_of, typed, variant_from, variant_to
 
 DTYPES = ("float32", "float16", "bfloat16")
 TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
@@ -83,11 +84,11 @@ class SmoothQuant:
     )
 
     def __post_init__(self) -> None:
-        _require_one_of("weights.weight", self.weight, WEIGHT_SCALES)
-        _require_one_of("weights.activation", self.activation, INPUT_SCALES)
+        require_one_of("weights.weight", self.weight, WEIGHT_SCALES)
+        require_one_of("weights.activation", self.activation, INPUT_SCALES)
         _require_alpha("weights.alpha", self.alpha)
         for group in self.groups:
-            _require_one_of("weights.groups", group, tuple(SMOOTHING_GROUPS))
+            require_one_of("weights.groups", group, tuple(SMOOTHING_GROUPS))
         for name, alpha in self.alpha_by_group.items():
             match = _GROUP_NAME.fullmatch(str(name))
             if not match:
@@ -130,7 +131,7 @@ class Int8KVCache:
     percentile: float = _choice(100.0, "--kv_percentile", "share of calibrated K and V magnitudes covered, in percent")
 
     def __post_init__(self) -> None:
-        _require_one_of("kv_cache.granularity", self.granularity, KV_SCALES)
+        require_one_of("kv_cache.granularity", self.granularity, KV_SCALES)
         if not 50.0 <= self.percentile <= 100.0:
             raise RecipeError(f"kv_cache.percentile is {self.percentile}", allowed="50 to 100")
 
@@ -162,7 +163,7 @@ class BuildLimits:
         if not self.targets:
             raise RecipeError("build.targets is empty", allowed=", ".join(TARGETS), fix="name at least one")
         for target in self.targets:
-            _require_one_of("build.targets", target, TARGETS)
+            require_one_of("build.targets", target, TARGETS)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class Recipe:
     build: BuildLimits = field(default_factory=BuildLimits)
 
     def __post_init__(self) -> None:
-        _require_one_of("dtype", self.dtype, DTYPES)
+        self._check_types()
+        require_one_of("dtype", self.dtype, DTYPES)
         if self.max_positions < 0:
             raise RecipeError(f"max_positions is {self.max_positions}", allowed="whole numbers from 0")
         for name in self.keep:
@@ -209,6 +211,21 @@ class Recipe:
                 f"keep is {list(self.keep)} but weights is not quantized, so there is nothing to keep layers out of",
                 fix="set weights.kind, or remove keep",
             )
+
+    def _check_types(self) -> None:
+        """Refuse parts that are no parts of a recipe, such as the mappings that stand for them in YAML."""
+        for name, allowed in (
+            ("weights", (*WEIGHT_KINDS.values(), type(None))),
+            ("kv_cache", (Int8KVCache, type(None))),
+            ("build", (BuildLimits,)),
+            ("keep", (tuple,)),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, allowed):
+                kinds = ", ".join("None" if each is type(None) else each.__name__ for each in allowed)
+                raise RecipeError(
+                    f"{name} is {value!r}", allowed=kinds, fix="Recipe.from_dict reads what a YAML file holds"
+                )
 
     def weights_of(self, linear: str) -> WeightQuantization | None:
         """How one linear layer, named as its tap (``layers.3.mlp.down``, ``lm_head``), is quantized."""
@@ -251,24 +268,24 @@ class Recipe:
     @classmethod
     def from_dict(cls, content: Any) -> Recipe:
         """The recipe that a mapping states; absent keys take their defaults."""
-        values = _known(content, cls, "the recipe")
+        values = known_keys(content, cls, "the recipe")
         if "weights" in values:
-            values["weights"] = _variant_from(values["weights"], "weights", WEIGHT_KINDS)
+            values["weights"] = variant_from(values["weights"], "weights", WEIGHT_KINDS)
         if "kv_cache" in values:
-            values["kv_cache"] = _variant_from(values["kv_cache"], "kv_cache", {Int8KVCache.kind: Int8KVCache})
+            values["kv_cache"] = variant_from(values["kv_cache"], "kv_cache", {Int8KVCache.kind: Int8KVCache})
         if "build" in values:
-            limits = _known(values["build"], BuildLimits, "build")
-            values["build"] = BuildLimits(**_typed(limits, BuildLimits, "build."))
-        return cls(**_typed(values, cls, ""))
+            limits = known_keys(values["build"], BuildLimits, "build")
+            values["build"] = BuildLimits(**typed(limits, BuildLimits, "build."))
+        return cls(**typed(values, cls, ""))
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that :meth:`from_dict` reads; tuples become lists."""
         return {
             "model": self.model,
             "dtype": self.dtype,
-            "weights": _variant_to(self.weights),
+            "weights": variant_to(self.weights),
             "keep": list(self.keep),
-            "kv_cache": _variant_to(self.kv_cache),
+            "kv_cache": variant_to(self.kv_cache),
             "max_positions": self.max_positions,
             "build": {**dataclasses.asdict(self.build), "targets": list(self.build.targets)},
         }
@@ -318,75 +335,3 @@ def _flag_values(value: Any) -> list[str]:
 def _require_alpha(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise RecipeError(f"{name} is {value}", allowed="0 to 1")
-
-
-def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        hint = nearest(str(value), allowed)
-        raise RecipeError(f"{name} is {value!r}", allowed=", ".join(allowed), fix=hint or None)
-
-
-def _known(content: Any, cls: type, place: str) -> dict[str, Any]:
-    """``content`` as a dictionary whose keys are all fields of ``cls``."""
-    if not isinstance(content, Mapping):
-        raise RecipeError(f"{place} is {type(content).__name__}, not a mapping", fix="write 'key: value' lines")
-    names = [item.name for item in dataclasses.fields(cls)]
-    for key in content:
-        if key not in names:
-            hint = nearest(str(key), names)
-            raise RecipeError(f"{place} has the unknown key {key!r}", allowed=", ".join(names), fix=hint or None)
-    return dict(content)
-
-
-def _variant_from(content: Any, name: str, kinds: Mapping[str, type]) -> Any:
-    """One of several dataclasses, chosen by ``kind``; null is None."""
-    if content is None:
-        return None
-    if not isinstance(content, Mapping) or "kind" not in content:
-        raise RecipeError(
-            f"{name} is {content!r}", allowed="null or a mapping with 'kind'", fix=f"write {name}: {{kind: int8}}"
-        )
-    kind = content["kind"]
-    _require_one_of(f"{name}.kind", kind, tuple(kinds))
-    cls = kinds[kind]
-    rest = {key: value for key, value in content.items() if key != "kind"}
-    return cls(**_typed(_known(rest, cls, f"{name} of kind {kind}"), cls, f"{name}."))
-
-
-def _variant_to(variant: WeightQuantization | Int8KVCache | None) -> dict[str, Any] | None:
-    if variant is None:
-        return None
-    values = {item.name: getattr(variant, item.name) for item in dataclasses.fields(variant)}
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return {"kind": variant.kind, **{key: dict(v) if isinstance(v, Mapping) else v for key, v in plain.items()}}
-
-
-def _typed(values: dict[str, Any], cls: type, prefix: str) -> dict[str, Any]:
-    """``values`` with lists made tuples, each checked against its field's type."""
-    hints = get_type_hints(cls)
-    for name, value in values.items():
-        hint = hints[name]
-        if hint == tuple[str, ...]:
-            if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-                raise RecipeError(f"{prefix}{name} is {value!r}", allowed="a list of names")
-            values[name] = tuple(value)
-        elif hint == Mapping[str, float]:
-            values[name] = _numbers(value, prefix + name)
-        elif hint is float:
-            values[name] = _number(value, prefix + name)
-        elif not isinstance(value, get_args(hint) or hint) or (hint is int and isinstance(value, bool)):
-            wanted = {int: "a whole number", str: "a text"}.get(hint, str(hint))
-            raise RecipeError(f"{prefix}{name} is {value!r}", allowed=wanted)
-    return values
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RecipeError(f"{name} is {value!r}", allowed="a number")
-    return float(value)
-
-
-def _numbers(value: Any, name: str) -> dict[str, float]:
-    if not isinstance(value, Mapping):
-        raise RecipeError(f"{name} is {value!r}", allowed="a mapping of names to numbers")
-    return {str(key): _number(item, f"{name}[{str(key)!r}]") for key, item in value.items()}

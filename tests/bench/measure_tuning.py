@@ -21,7 +21,7 @@ from workbench.bench.smoothing import SmoothedView
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.random_model import RandomModelSpec, write_random_model
 from workbench.quantization.alpha_search import AlphaSearch, AlphaSearchOptions
-from workbench.quantization.attention_inputs import collect_attention_inputs
+from workbench.quantization.attention_inputs import CollectOptions, collect_attention_inputs
 from workbench.quantization.calibration import CalibrationOptions, CalibrationWindows, calibrate
 from workbench.quantization.kv_error import KVStudy
 from workbench.quantization.row_sample import load_rows
@@ -59,7 +59,10 @@ def measured(folder: Path, device: str, layers: int) -> dict[str, Any]:
     found["tune_all_groups_s"] = _timed(lambda: list(search.tune(how)), device)[0]
     found["smoothed_ranges_s"] = _timed(lambda: SmoothedView(source, device).ranges(ranges, how), device)[0]
     found["collect_attention_inputs_s"] = _timed(
-        lambda: collect_attention_inputs(source, windows[8:10, :256], folder / "attention", device=device), device
+        lambda: collect_attention_inputs(
+            source, windows[8:10, :256], folder / "attention", CollectOptions(device=device)
+        ),
+        device,
     )[0]
     study = KVStudy(source.config, folder / "attention", ranges, device)
     study.error(0, Int8KVCache())

@@ -160,3 +160,15 @@ def test_the_frame_needs_no_book_and_no_model() -> None:
     frame = groups_frame(SmoothQuant(), (), 1)
     assert np.isnan(frame["error"]).all()
     assert len(groups_frame(SmoothQuant(), (), 0)) == 0
+
+
+def test_a_kept_group_has_no_error_and_no_best_alpha(book: AlphaBook) -> None:
+    book.error(0, "down", HOW)
+    book.error(0, "o", HOW)
+    plain = book.unsmoothed(0, "o", HOW).error
+    frame = groups_frame(HOW, (), 2, book, {"layers.0.down"}).set_index("group")
+    assert list(frame.index[frame["kept"]]) == ["layers.0.down"]
+    assert frame.loc["layers.0.down", ["error", "plain_error"]].tolist() == [0.0, 0.0]
+    assert frame.loc["layers.0.down", ["best_alpha", "best_error"]].isna().all()
+    assert frame.loc["layers.0.o", "plain_error"] == plain
+    assert frame.loc["layers.0.o", "best_alpha"] == 0.6

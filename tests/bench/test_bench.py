@@ -9,9 +9,13 @@ import threading
 import pytest
 
 from workbench.bench.bench import Bench, CalibrationRequest
+from workbench.bench.workspace import Workspace
 from workbench.checkpoint.unified import load_checkpoint
 from workbench.errors import Cancelled, CheckpointError, RecipeError, WorkbenchError
 from workbench.quantization import calibration as calibration_module
+from workbench.quantization.calibration import CalibrationOptions
+from workbench.quantization.ranges import RANGES_FILE
+from workbench.quantization.row_sample import ROWS_FILE
 from workbench.recipe import Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
 
 TEXT = "the quick brown fox jumps over the lazy dog 0123456789 " * 60
@@ -198,3 +202,131 @@ def test_ranges_of_another_model_are_refused(calibrated, random_model_dir, tmp_p
     with pytest.raises(CheckpointError, match="the ranges are of model"):
         other.use_calibration(calibrated.calibration.folder)
     assert other.calibration is None
+
+
+def test_a_broken_calibration_is_passed_over_said_and_mended(calibrated, tmp_path):
+    folder = calibrated.calibration.folder
+    broken = folder.with_name("broken")
+    broken.mkdir()
+    (broken / RANGES_FILE).write_bytes(b"1234")
+    again = Bench(calibrated.model_dir, cache_dir=tmp_path / "cache", device="cpu")
+    assert again.calibration.folder == folder
+    assert list(again.calibrations().values()) == [folder]
+    assert again.broken_calibrations == [broken]
+    assert "1 in the cache cannot be read (bench.broken_calibrations)" in repr(again)
+    (folder / RANGES_FILE).write_bytes(b"1234")
+    lost = Bench(calibrated.model_dir, cache_dir=tmp_path / "cache", device="cpu")
+    assert lost.calibration is None
+    assert lost.calibrate(SMALL).start().result(60).folder == folder
+    assert lost.broken_calibrations == [broken]
+
+
+def test_a_calibration_with_broken_rows_is_not_taken_at_the_start_and_mended(calibrated, tmp_path):
+    folder = calibrated.calibration.folder
+    calibrated.calibrate(dataclasses.replace(SMALL, samples=2)).start().result(60)
+    (folder / ROWS_FILE).write_bytes(b"1234")
+    again = Bench(calibrated.model_dir, cache_dir=tmp_path / "cache", device="cpu")
+    assert "2 x 16" in again.calibration.name
+    assert again.search is not None
+    assert again.calibrate(SMALL).start().result(60).rows is not None
+
+
+def test_windows_for_tuning_are_part_of_what_a_calibration_is(bench):
+    one = bench.calibrate(dataclasses.replace(SMALL, tune=1)).start().result(60)
+    more = bench.calibrate(dataclasses.replace(SMALL, tune=8)).start().result(60)
+    linear = more.rows.linears[0]
+    assert one.folder != more.folder
+    assert (len(one.rows(linear)), len(more.rows(linear))) == (16, 128)
+
+
+def test_two_texts_of_one_size_are_two_in_the_menu(calibrated):
+    first = calibrated.calibration.folder
+    other = dataclasses.replace(SMALL, data=[TEXT.upper()])
+    second = calibrated.calibrate(other).start().result(60)
+    found = calibrated.calibrations()
+    assert list(found.values()) == [first, second.folder]
+    assert all(", text " in name for name in found)
+    assert found[second.name] == second.folder
+    assert calibrated.load_calibration(first).name == next(iter(found))
+
+
+def test_another_dtype_is_another_calibration_and_said(calibrated):
+    exact = CalibrationOptions(dtype="float32", device="cpu")
+    found = calibrated.calibrate(SMALL, exact).start().result(60)
+    assert found.name.endswith("4 x 16 tokens, float32")
+    assert found.ranges.source[0].dtype == "float32"
+    assert len(calibrated.calibrations()) == 2
+
+
+def test_what_is_finished_can_be_used_while_something_else_is_made(calibrated, tmp_path):
+    int8 = Recipe(dtype="bfloat16", weights=Int8WeightOnly())
+    folder = calibrated.checkpoint(int8)
+    workspace = Workspace(tmp_path / "cache", calibrated.workspace.fingerprint)
+    with workspace.writing(calibrated.calibration.folder), workspace.writing(folder):
+        assert calibrated.checkpoint(int8) == folder
+        assert calibrated.calibrate(SMALL).start().result(60).folder == calibrated.calibration.folder
+        calibrated.checkpoint(Recipe(dtype="float32"))  # another folder, so that nothing is in the way
+
+
+def test_two_that_want_the_same_checkpoint_convert_it_once(calibrated, monkeypatch):
+    from workbench.quantization import convert as convert_module
+
+    together, convert, made = threading.Barrier(2), convert_module.convert, []
+
+    def counted(*args, **options):
+        made.append(args[2])
+        return convert(*args, **options)
+
+    def ask():
+        together.wait(10)
+        found.append(calibrated.checkpoint(Recipe(dtype="float32")))
+
+    monkeypatch.setattr(convert_module, "convert", counted)
+    found = []
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 2
+    assert made == found[:1]
+
+
+def test_any_recipe_that_is_taken_is_of_the_benches_model(bench):
+    bench.recipe = Recipe(dtype="float32")
+    assert bench.recipe.model == str(bench.model_dir)
+    assert "--model_dir MODEL" not in " ".join(bench.recipe.to_cli())
+    bench.change(lambda recipe: dataclasses.replace(recipe, model="elsewhere"))
+    assert bench.recipe.model == str(bench.model_dir)
+    assert bench.undo_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda bench: bench.set_alpha(0.3, "layers.99.down"), r"weights.alpha_by_group names 'layers.99.down', which"),
+        (lambda bench: bench.lock("layers.2.o"), r"weights.alpha_by_group names 'layers.2.o', which"),
+        (
+            lambda bench: setattr(bench, "recipe", Recipe(weights=SmoothQuant(), keep=("layers.7.mlp.down",))),
+            r"keep names 'layers.7.mlp.down', which this model does not have; allowed: layers 0 to 1",
+        ),
+    ],
+)
+def test_layers_that_the_model_lacks_are_refused(bench, act, message):
+    before = bench.recipe
+    with pytest.raises(RecipeError, match=message):
+        act(bench)
+    assert (bench.recipe, bench.undo_steps, bench.locked) == (before, 0, frozenset())
+
+
+def test_a_bench_is_not_opened_with_a_recipe_of_a_larger_model(speaking_model_dir, tmp_path):
+    recipe = Recipe(weights=SmoothQuant(alpha_by_group={"layers.5.o": 0.4}))
+    with pytest.raises(
+        RecipeError, match=r"names 'layers.5.o', which this model does not have; allowed: layers 0 to 1"
+    ):
+        Bench(speaking_model_dir, recipe, cache_dir=tmp_path / "cache", device="cpu")
+
+
+def test_layers_by_pattern_are_kept(bench):
+    bench.recipe = Recipe(weights=SmoothQuant(), keep=("lm_head", "layers.*.mlp.down", "layers.1.*"))
+    assert "layers.*.mlp.down" in bench.recipe.keep

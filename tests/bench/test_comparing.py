@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
+import weakref
 
 import pytest
 
 from workbench.bench.bench import Bench
 from workbench.bench.comparing import ComparisonRequest, compare_models
 from workbench.errors import Cancelled, CheckpointError, LimitError, WorkbenchError
+from workbench.evaluation import memory
 from workbench.recipe import Int8WeightOnly, Recipe
 
 INT8 = Recipe(dtype="bfloat16", weights=Int8WeightOnly())
@@ -79,3 +82,23 @@ def test_a_folder_that_is_deleted_after_the_comparison(bench, tmp_path):
     assert found.in_float64().verdict
     with pytest.raises(CheckpointError, match=r"copy does not exist"):
         compare_models(bench, request)
+
+
+def test_a_comparison_keeps_no_model_in_memory(bench):
+    found = compare_models(bench, SHORT)
+    model = weakref.ref(bench.models.sides("hf", INT8)[0].model)
+    bench.models.close()
+    gc.collect()
+    assert model() is None
+    assert (found.reference.name, found.reference.checkpoint) == ("Hugging Face float32", None)
+    assert found.candidate.checkpoint.recipe.weights == INT8.weights
+    assert found.in_float64().verdict
+
+
+def test_a_rerun_that_does_not_fit_is_refused_with_sizes(bench, monkeypatch):
+    found = compare_models(bench, SHORT)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 1000)
+    monkeypatch.setattr("workbench.bench.models.free_bytes", lambda _device: 1000)
+    with pytest.raises(LimitError, match=r"the rerun in float64 needs .* GB of memory on cpu; allowed: 1e-06 GB"):
+        found.in_float64()
+    assert bench.models._open == {}  # they were closed to make room

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import traitlets
 
 from workbench.bench import job as job_module
 from workbench.bench.job import ENDED, Job, JobQueue
@@ -278,3 +279,99 @@ def test_a_job_is_found_by_its_title_until_it_ends(gate: Gate) -> None:
     first.wait(SECONDS)
     second.wait(SECONDS)
     assert queue.find("calibrate") is None
+
+
+@pytest.mark.parametrize("state", ["waiting", "running"])
+def test_who_hears_of_a_state_may_stop_the_job(gate: Gate, state: str) -> None:
+    job = Job("calibrate", gate)
+    job.observe(lambda change: job.stop() if change["new"] == state else None, "state")
+    starter = threading.Thread(target=job.start, daemon=True)
+    starter.start()
+    starter.join(SECONDS)
+    assert not starter.is_alive()
+    assert job.wait(SECONDS).state == "stopped"
+
+
+def test_a_start_may_wait_for_an_ending_job_whose_observer_stops_it() -> None:
+    ended, go_on, runs = threading.Event(), threading.Event(), []
+    job = Job("count", lambda **_: runs.append(1))
+
+    def at_the_end(change: Any) -> None:
+        if change["new"] == "done" and len(runs) == 1:
+            ended.set()
+            go_on.wait(SECONDS)
+            job.stop()
+
+    job.observe(at_the_end, "state")
+    job.start()
+    assert ended.wait(SECONDS)
+    starter = threading.Thread(target=job.start, daemon=True)
+    starter.start()  # joins the thread that is still in the observer
+    starter.join(0.1)
+    go_on.set()
+    starter.join(SECONDS)
+    assert not starter.is_alive()
+    assert job.wait(SECONDS).state == "done"
+    assert len(runs) == 2
+
+
+def test_a_stop_that_comes_with_the_end_does_not_hide_it(gate: Gate) -> None:
+    class Ending(Job):
+        """Ends between a stop and the telling of it."""
+
+        @traitlets.validate("state")
+        def _end_first(self, proposal: Any) -> Any:
+            if proposal["value"] == "stopping":
+                gate.free.set()
+                assert self._thread is not None
+                self._thread.join(SECONDS)
+            return proposal["value"]
+
+    job = Ending("calibrate", gate)
+    job.start()
+    assert gate.begun.wait(SECONDS)
+    job.stop()
+    assert job.state in ENDED
+    assert job.message != "stopping"
+
+
+def test_an_observer_that_fails_at_the_start_leaves_no_job_behind(gate: Gate) -> None:
+    queue = JobQueue()
+    job = Job("calibrate", gate, queue)
+
+    def fail(_change: Any) -> None:
+        raise ZeroDivisionError
+
+    job.observe(fail, "message")
+    with pytest.raises(ZeroDivisionError):
+        job.start()
+    job.unobserve(fail, "message")
+    job.wait(SECONDS)
+    assert (queue.running, gate.runs) == (None, 0)
+
+
+def test_work_that_gives_up_by_itself_says_why() -> None:
+    def give_up(**_: Reporter) -> None:
+        raise Cancelled("the recipe is another one now")
+
+    assert Job("tune", give_up).start().wait(SECONDS).message == "stopped; the recipe is another one now"
+
+
+def test_the_running_job_can_be_asked_for_while_jobs_come_and_go() -> None:
+    queue, over = JobQueue(), threading.Event()
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            while not over.is_set():
+                assert isinstance(queue.running, Job | None)
+        except BaseException as error:
+            errors.append(error)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    for _ in range(100):
+        Job("count", lambda **_: None, queue).start().wait(SECONDS)
+    over.set()
+    asker.join(SECONDS)
+    assert errors == []

@@ -10,6 +10,7 @@ import pytest
 
 from workbench.bench.bench import Bench
 from workbench.bench.judging import CURRENT, JudgeOptions, contenders, judging_job
+from workbench.errors import WorkbenchError
 from workbench.recipe import Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
 
 
@@ -50,6 +51,32 @@ def test_the_whole_model_is_asked(bench: Bench) -> None:
     assert judgement.recipes[CURRENT] is bench.recipe
     assert (judgement.table["kl"][1:] > 0).all()
     assert (judgement.table["kl_low"] <= judgement.table["kl"]).all()
+    assert len(bench.workspace.checkpoints()) == 3
+    assert bench.checkpoint() in bench.workspace.checkpoints()
+    assert list(bench.workspace.folder.glob("judge-*")) == []
+
+
+def test_what_the_bench_has_converted_is_used_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.checkpoint()
+    recipe = bench.recipe
+    for module in ("workbench.quantization.convert", "workbench.evaluation.tradeoff"):
+        monkeypatch.setattr(f"{module}.convert", None)
+    judgement = judging_job(bench, {"it": recipe}, JudgeOptions(windows=1, length=8)).start().result(120)
+    assert list(judgement.table["recipe"]) == ["float32", "it"]
+
+
+def test_another_calibration_ends_the_judgement(bench: Bench, random_calibration: Path) -> None:
+    job = judging_job(bench, options=JudgeOptions(windows=1, length=8))
+    job.observe(lambda _change: bench.use_calibration(random_calibration), "event")
+    with pytest.raises(WorkbenchError, match="another calibration was taken while recipes were judged; judge again"):
+        job.start().result(120)
+
+
+def test_open_models_make_room_for_the_judge(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.models.sides("hf", Recipe(dtype="float16"))
+    monkeypatch.setattr("workbench.bench.models.free_bytes", lambda _device: 0)
+    judging_job(bench, options=JudgeOptions(windows=1, length=8)).start().result(120)
+    assert bench.models._open == {}
 
 
 def test_recipes_can_be_named(bench: Bench) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
 
 from workbench.bench import models as models_module
 from workbench.bench.bench import Bench
-from workbench.bench.models import HUGGING_FACE, describe, free_bytes, parameters
+from workbench.bench.models import HUGGING_FACE, describe
 from workbench.checkpoint.unified import load_checkpoint
 from workbench.engine.folder import EngineConfig, write_engine_config
 from workbench.engine.interpreted_model import InterpretedModel
 from workbench.errors import CheckpointError, LimitError, RecipeError, WorkbenchError
+from workbench.evaluation import memory
 from workbench.quantization.convert import convert
 from workbench.recipe import BuildLimits, Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
 from workbench.runtime.session import TorchSession
@@ -85,9 +88,20 @@ def test_only_the_last_few_stay_open(bench):
     assert bench.models._open == {}
 
 
-def test_what_is_in_use_is_not_closed_for_memory(bench, monkeypatch):
+@pytest.fixture
+def free(monkeypatch):
+    """``free(1000)``: from now on so many bytes are free on every device, whatever is closed."""
+
+    def set_free(count):
+        for module in (models_module, memory):
+            monkeypatch.setattr(module, "free_bytes", lambda _device: count)
+
+    return set_free
+
+
+def test_what_is_in_use_is_not_closed_for_memory(bench, free):
     bench.models.sides(PLAIN, INT8)
-    monkeypatch.setattr(models_module, "free_bytes", lambda _device: 0)
+    free(2 * memory.parameters(bench.config))
     candidate, reference = bench.models.sides(INT8, HUGGING_FACE)
     assert len(candidate.model.weights.layers) == 2
     assert len(bench.models._open) == 2  # the plain one made room
@@ -221,7 +235,58 @@ def test_recipes_in_a_few_words(recipe, words):
     assert describe(recipe) == words
 
 
-def test_sizes(bench):
-    stored = sum(bench.source.tensor(name).numel() for name in models_module.hf_names.tensor_shapes(bench.config))
-    assert parameters(bench.config) == stored
-    assert free_bytes("cpu") > 0
+def test_a_model_that_does_not_fit_is_refused_with_sizes(bench, checkpoint, tmp_path, free):
+    bench.models.sides(PLAIN, INT8)
+    free(1000)
+    with pytest.raises(LimitError, match=r"Hugging Face's model needs .* GB of memory on cpu; allowed: 1e-06 GB"):
+        bench.models.sides(HUGGING_FACE, INT8)
+    assert bench.models._open == {}
+    engine = _engine(tmp_path / "engine", checkpoint)
+    for call in (
+        lambda: bench.models.sides(str(checkpoint), HUGGING_FACE),
+        lambda: bench.models.speakers([str(checkpoint)]),
+        lambda: bench.models.sides(engine, HUGGING_FACE),
+        lambda: bench.models.speakers([engine]),
+    ):
+        with pytest.raises(LimitError, match=r"the checkpoint plain needs .* GB of memory on (cpu|cuda); allowed"):
+            call()
+
+
+def test_room_is_made_before_a_checkpoint_is_opened(bench, monkeypatch):
+    """So that the two are never there together."""
+    bench.models.sides(HUGGING_FACE, INT8)
+    opened = bench.models._open
+    monkeypatch.setattr(models_module, "free_bytes", lambda _device: 0 if (HUGGING_FACE,) in opened else 1e12)
+    bench.models.speakers([PLAIN])
+    assert [key[0] for key in opened] == [str(bench.checkpoint(INT8)), str(bench.checkpoint(PLAIN))]
+
+
+def test_room_is_made_on_the_device_that_needs_it(bench, free):
+    bench.models.sides(HUGGING_FACE, INT8)
+    free(0)
+    assert not bench.models.make_room(1, "cuda")
+    assert len(bench.models._open) == 2
+    assert not bench.models.make_room(1, "cpu")
+    assert bench.models._open == {}
+
+
+def test_a_closed_model_gives_its_memory_back(bench, monkeypatch):
+    given = []
+    monkeypatch.setattr(models_module, "give_back", lambda: given.append(len(bench.models._open)))
+    side, _ = bench.models.sides(HUGGING_FACE, INT8)
+    model = weakref.ref(side.model.reference.model)
+    bench.models.close()
+    assert given == [1, 0]
+    gc.collect()
+    assert model() is None
+    with pytest.raises(RuntimeError, match="Hugging Face's model is closed"):
+        side.model.logits(torch.tensor([[5]]))
+
+
+def test_a_closed_network_gives_its_memory_back(bench, checkpoint, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    side, _ = bench.models.sides(_engine(tmp_path / "engine", checkpoint), INT8)
+    side.model.logits(torch.tensor([[5, 9]]))
+    interpreter = weakref.ref(side.model._built[3])
+    bench.models.close()
+    assert interpreter() is None

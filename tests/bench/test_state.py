@@ -355,3 +355,24 @@ def test_no_name_means_all_groups() -> None:
 def test_a_name_of_nothing_is_refused_in_words(name: str) -> None:
     with pytest.raises(RecipeError, match=r"no smoothing group is called .*; allowed: layers\.N with N from 0 to 2"):
         groups_of(name, 3)
+
+
+@pytest.mark.parametrize("assign", [setattr, lambda state, name, value: state.set_trait(name, value)])
+def test_an_assignment_waits_for_a_change_that_is_under_way(state: BenchState, assign: Any) -> None:
+    assigned = threading.Event()
+
+    def assigner() -> None:
+        assign(state, "recipe", Recipe(dtype="bfloat16"))
+        assigned.set()
+
+    thread = threading.Thread(target=assigner)
+
+    def edit(recipe: Recipe) -> Recipe:
+        thread.start()
+        assert not assigned.wait(0.2)  # else this change would take it back unseen
+        return replace(recipe, kv_cache=Int8KVCache())
+
+    state.change(edit)
+    thread.join(10)
+    assert state.recipe == Recipe(dtype="bfloat16")
+    assert state.undo_steps == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from workbench.bench import state as state_module
 from workbench.bench.alpha_book import AlphaBook
 from workbench.bench.state import BenchState, groups_of
 from workbench.bench.tuning import measuring_job, tuning_job
-from workbench.errors import Cancelled, WorkbenchError
+from workbench.errors import Cancelled, RecipeError, WorkbenchError
 from workbench.quantization.alpha_search import AlphaCurve, AlphaSearch, tuned
-from workbench.recipe import Int8WeightOnly, Recipe, SmoothQuant
+from workbench.recipe import Int4WeightOnly, Int8WeightOnly, Recipe, SmoothQuant
 
 SECONDS = 60
 ALL = groups_of("", 2)
@@ -150,3 +151,74 @@ def test_measuring_can_be_stopped(state: BenchState, random_search: AlphaSearch)
     assert job.start().wait(SECONDS).state == "stopped"
     assert job.message == "stopped; the errors measured so far stay"
     assert book.known_error(0, "qkv", SmoothQuant()) is not None
+
+
+@pytest.mark.parametrize("first", [SmoothQuant(), Int8WeightOnly()])
+@pytest.mark.parametrize("at", ["layers.0.o", "layers.0.qkv"])
+def test_another_kind_that_is_chosen_meanwhile_ends_the_job(random_search: AlphaSearch, first: Any, at: str) -> None:
+    state = BenchState(Recipe(weights=first), search=random_search)
+
+    def choose(curve: AlphaCurve, _how: SmoothQuant) -> None:
+        if curve.name == at:
+            state.change(lambda recipe: replace(recipe, weights=Int4WeightOnly(32)))
+
+    job = tuning_job(state, ALL, "tune", choose).start()
+    with pytest.raises(Cancelled, match="weights are int4 now, and tuning leaves them so"):
+        job.result(SECONDS)
+    assert state.recipe.weights == Int4WeightOnly(32)
+    assert job.state == "stopped"
+    assert job.message.startswith("stopped; the recipe's weights are int4 now")
+
+
+def test_an_undo_of_the_change_of_kind_ends_the_job(random_search: AlphaSearch) -> None:
+    state = BenchState(Recipe(weights=Int8WeightOnly()), search=random_search)
+
+    def take_back(curve: AlphaCurve, _how: SmoothQuant) -> None:
+        if curve.name == "layers.0.down":
+            state.undo()
+
+    assert tuning_job(state, ALL, "tune", take_back).start().wait(SECONDS).state == "stopped"
+    assert state.recipe.weights == Int8WeightOnly()
+
+
+def test_what_is_changed_meanwhile_shapes_the_groups_that_follow(state: BenchState) -> None:
+    conditions: dict[str, SmoothQuant] = {}
+
+    def change(curve: AlphaCurve, how: SmoothQuant) -> None:
+        conditions[curve.name] = how
+        if curve.name == "layers.0.down":
+            state.set_alpha(0.1, "layers.0.o")
+            state.lock("layers.1.o")
+
+    tuning_job(state, ALL, "tune", change).start().wait(SECONDS)
+    assert conditions["layers.0.qkv"].alpha_of(0, "o") == 0.1  # o's scales divide v's rows
+    assert conditions["layers.1.qkv"].alpha_of(1, "o") == 0.85
+    assert "layers.1.o" not in conditions
+
+
+def test_kept_layers_are_left_out(random_search: AlphaSearch) -> None:
+    recipe = Recipe(weights=SmoothQuant(), keep=("lm_head", "layers.*.mlp.down"))
+    state = BenchState(recipe, search=random_search)
+    found = tuning_job(state, ALL, "tune").start().result(SECONDS)
+    assert set(found) == {f"layers.{layer}.{group}" for layer, group in ALL if group != "down"}
+    assert measuring_job(state, AlphaBook(random_search), lambda: None).start().result(SECONDS) == 6
+
+
+def test_a_layer_kept_meanwhile_is_left_out(state: BenchState) -> None:
+    def keep(curve: AlphaCurve, _how: SmoothQuant) -> None:
+        if curve.name == "layers.0.o":
+            state.change(lambda recipe: replace(recipe, keep=("layers.0.mlp.down",)))
+
+    found = tuning_job(state, ALL, "tune", keep).start().result(SECONDS)
+    assert "layers.0.down" not in found
+    assert len(found) == 7
+
+
+def test_nothing_but_kept_layers_is_refused_in_words(random_search: AlphaSearch) -> None:
+    recipe = Recipe(weights=SmoothQuant(), keep=("layers.*.mlp.down",))
+    state = BenchState(recipe, search=random_search)
+    job = tuning_job(state, [(0, "down"), (1, "down")], "tune").start()
+    with pytest.raises(
+        RecipeError, match=r"keeps layers\.0\.down and 1 more groups in float16: .*; take the layer out"
+    ):
+        job.result(SECONDS)

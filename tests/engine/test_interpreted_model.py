@@ -62,3 +62,10 @@ def test_a_text_may_fill_every_position(checkpoint):
         torch.full((1, 16), 5)
     )
     assert logits.shape == (1, 16, config.vocab_size)
+
+
+def test_a_closed_one_says_so(checkpoint):
+    model = InterpretedModel(product_named("tensorrt_rtx"), checkpoint)
+    model.close()
+    with pytest.raises(RuntimeError, match="this engine's network is closed; open another"):
+        model.logits(torch.ones((1, 2), dtype=torch.int64))

@@ -10,16 +10,18 @@ import torch
 from tests.tolerances import HF_TAPS
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.errors import CheckpointError, LimitError
-from workbench.evaluation import compare
+from workbench.evaluation import compare, memory
 from workbench.evaluation.compare import (
     CompareOptions,
     Side,
     compare_folders,
     compare_sides,
+    float64_bytes,
     float64_reruns,
     incomparable_sites,
     precision_of,
 )
+from workbench.evaluation.memory import largest_tensor, parameters
 from workbench.model.taps import LAYER_SITES
 from workbench.quantization.calibrated import CalibratedOptions, convert_calibrated
 from workbench.quantization.calibration import CalibrationOptions, CalibrationWindows, calibrate
@@ -206,3 +208,16 @@ def test_the_coarser_side_s_precision_judges(random_model_dir, tmp_path):
     rerun, same_weights = float64_reruns(HFCheckpoint.open(model_dir), (int8, plain), ids[:1])
     assert same_weights is None
     assert rerun.frame["relative_l2"].iloc[-1] > 1e-4
+
+
+def test_a_rerun_in_float64_counts_hugging_face_s_weights(random_model_dir, tmp_path, monkeypatch):
+    model_dir = random_model_dir()
+    original, plain = HFCheckpoint.open(model_dir), convert(model_dir, Recipe(dtype="bfloat16"), tmp_path / "plain")
+    one = float64_bytes(original, plain)
+    assert one == 8 * largest_tensor(original.config)
+    assert float64_bytes(original, None) == one + 8 * parameters(original.config)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: one)
+    ids = torch.full((1, 4), 5)
+    assert not float64_reruns(original, (plain, plain), ids)[0].frame.empty
+    with pytest.raises(LimitError, match="the rerun in float64 needs"):
+        float64_reruns(original, (None, plain), ids)

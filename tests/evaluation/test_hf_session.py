@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -62,3 +65,16 @@ def test_decode_needs_a_prompt(reference):
     session.close()
     with pytest.raises(RuntimeError, match="after a prefill of 0 rows"):
         session.decode(torch.tensor([5]))
+
+
+def test_a_closed_session_lets_go_of_the_model(small_model):
+    model = small_model()
+    session = HFSession(HFReference.from_weights(model.config, model.weights, torch.float32))
+    session.prefill([[5]])
+    held = weakref.ref(session.reference.model)
+    session.close()
+    gc.collect()
+    assert held() is None
+    assert session.config is model.config
+    with pytest.raises(RuntimeError, match="is closed; open another"):
+        session.logits(torch.tensor([[5]]))

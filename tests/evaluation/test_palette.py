@@ -19,3 +19,8 @@ def test_neither_colour_nor_marker_carries_the_meaning_alone(table):
 
 def test_before_is_not_after():
     assert BEFORE != AFTER
+
+
+@pytest.mark.parametrize("table", [SITE, KV])
+def test_no_site_has_the_colour_of_a_precision(table):
+    assert not {color for color, _ in table.values()} & set(PRECISION.values())

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from workbench.errors import WorkbenchError
-from workbench.evaluation.tradeoff import bootstrap_interval, compare_recipes
+from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.errors import Cancelled, WorkbenchError
+from workbench.evaluation import tradeoff
+from workbench.evaluation.tradeoff import TradeoffOptions, bootstrap_interval, compare_recipes
 from workbench.progress import ProgressEvent
 from workbench.quantization.calibration import CalibrationOptions, CalibrationWindows, calibrate
+from workbench.quantization.convert import convert
 from workbench.recipe import Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
+
+INT8 = Recipe(dtype="float32", weights=Int8WeightOnly())
 
 
 @pytest.fixture
@@ -60,3 +66,56 @@ def test_the_interval_is_that_of_the_mean() -> None:
     error = float(values.std() / 400**0.5)
     assert low == pytest.approx(float(values.mean()) - 1.96 * error, abs=0.05)
     assert high == pytest.approx(float(values.mean()) + 1.96 * error, abs=0.05)
+
+
+def test_files_lie_where_they_are_asked_to_and_go_away(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # the system's folder is not to be touched
+    folder = tmp_path / "work" / "here"
+    seen: list[list[str]] = []
+
+    def look(event: ProgressEvent) -> None:
+        if event.depth == 0 and event.task == "judge":
+            seen.append(sorted(path.name for path in folder.glob("*/*")))
+
+    options = TradeoffOptions(folder=folder)
+    compare_recipes(model_dir, {"int8": INT8}, some_windows(1, 0), options=options, report=look)
+    assert seen == [[], ["candidate"]]  # the reference is not converted, and its logits' file has no name
+    assert list(folder.iterdir()) == []
+
+
+def test_checkpoints_may_come_from_elsewhere(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = convert(model_dir, INT8, tmp_path / "made")
+    expected = compare_recipes(model_dir, {"int8": INT8}, some_windows(2, 0))
+    monkeypatch.setattr(tradeoff, "convert", None)
+    options = TradeoffOptions(convert=lambda recipe, _report: {INT8: made}[recipe])
+    found = compare_recipes(model_dir, {"int8": INT8}, some_windows(2, 0), options=options)
+    assert found.equals(expected)
+
+
+def test_a_stop_is_heard_while_converting(model_dir: Path, tmp_path: Path) -> None:
+    events: list[ProgressEvent] = []
+
+    def stop(event: ProgressEvent) -> None:
+        events.append(event)
+        if event.depth > 0:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        compare_recipes(
+            model_dir, {"int8": INT8}, some_windows(2, 0), options=TradeoffOptions(folder=tmp_path), report=stop
+        )
+    last, conversion = events[-2:]
+    assert last.task.startswith("judge: converting int8")
+    assert (last.done, last.total, last.depth, conversion.depth) == (2, 4, 0, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_original_in_float32_loses_nothing_of_a_narrower_type(random_model_dir: Callable[..., Path]) -> None:
+    folder = random_model_dir(dtype="bfloat16")
+    session = tradeoff._original_session(HFCheckpoint.open(folder), TradeoffOptions())
+    assert session.dtype == torch.float32
+    assert session.weights.layers[0].down.weight.dtype == torch.bfloat16
+    frame = compare_recipes(folder, {"again": Recipe(dtype="float32")}, some_windows(2, 0) % 97)
+    assert frame["kl"].abs().max() < 1e-9

@@ -18,6 +18,12 @@ CHROMIUM = find_chromium()
 SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
 NOTEBOOK = "02_tune_smoothquant.ipynb"
 
+# Boxes of widgets with scroll bars: they take width from charts, which then wrap.
+SCROLLING_BOXES = """panel => [...panel.querySelectorAll(".widget-box")]
+    .filter((box) => ["auto", "scroll"].includes(getComputedStyle(box).overflowY))
+    .filter((box) => box.scrollHeight > box.clientHeight)
+    .map((box) => box.className)"""
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
@@ -43,6 +49,7 @@ def test_a_person_looks_tunes_stops_and_compares(notebooks, tmp_path):
         person.tunes_and_stops()
         person.compares_and_clicks()
         person.looks_in_both_themes()
+        person.restarts_the_kernel_during_work()
         assert complaints == []
         assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
 
@@ -85,6 +92,7 @@ class _Person:
 
     def tunes_and_stops(self):
         """The job shows progress, and ends where it was told to; stop may be pressed twice."""
+        groups = self._recipe_text().count("layers.")
         self.alpha.get_by_role("button", name="Tune all groups").click()
         job = self.alpha.locator(".wb-job")
         job.get_by_text("tune all groups").first.wait_for(timeout=10_000)
@@ -93,7 +101,9 @@ class _Person:
         stop.dispatch_event("click")
         stop.dispatch_event("click")
         self._wait_until(lambda: "stopped" in job.inner_text(), "the job did not stop")
-        assert 1 <= self._recipe_text().count("layers.") < 2 * 120
+        self.page.wait_for_timeout(300)
+        # Each group stands in the YAML and in the command.
+        assert groups <= self._recipe_text().count("layers.") < 2 * 120
         self._look("tuning_stopped", self.alpha)
 
     def compares_and_clicks(self):
@@ -117,6 +127,19 @@ class _Person:
                 self._look(f"{name}_{theme.lower()}", panel)
         for panel in (self.ranges, self.alpha, self.compare):
             assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth + 1")
+            assert panel.evaluate(SCROLLING_BOXES) == []
+
+    def restarts_the_kernel_during_work(self):
+        """Nothing is corrupted: the same notebook runs again from the top, on what was calibrated before."""
+        self.alpha.get_by_role("button", name="Tune all groups").click()
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        self.page.wait_for_function(
+            "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
+        )
+        assert command(self.page, "notebook:run-all-cells"), "a cell failed after the restart"
+        self._wait_until(lambda: self._pictures(self.alpha) != [], "no picture after the restart")
+        self._wait_for_text(self.alpha.locator(".wb-alpha-down .wb-value"), "%")
+        self._look("after_restart", self.alpha)
 
     # ---- what is to be seen
 

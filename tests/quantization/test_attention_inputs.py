@@ -16,7 +16,12 @@ from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.errors import BackendError, Cancelled, CheckpointError, LimitError, RecipeError
 from workbench.model.weights import DenseWeight
 from workbench.progress import ProgressEvent
-from workbench.quantization.attention_inputs import ATTENTION_INPUTS_FILE, AttentionInputs, collect_attention_inputs
+from workbench.quantization.attention_inputs import (
+    ATTENTION_INPUTS_FILE,
+    AttentionInputs,
+    CollectOptions,
+    collect_attention_inputs,
+)
 from workbench.runtime.session import SessionOptions, TorchSession
 
 
@@ -28,7 +33,9 @@ def source(random_model_dir: Callable[..., Path]) -> HFCheckpoint:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_layers_taps(source: HFCheckpoint, tmp_path: Path, dtype: str) -> None:
     windows, events = random_windows(9), []
-    path = collect_attention_inputs(source, windows, tmp_path / "new" / "folder", dtype, report=events.append)
+    path = collect_attention_inputs(
+        source, windows, tmp_path / "new" / "folder", CollectOptions(dtype), report=events.append
+    )
     wanted, taps = getattr(torch, dtype), {}
     session = TorchSession(source.config, source.weights(wanted), SessionOptions(wanted, backend="torch"))
     session.logits(windows, on_tap=taps.__setitem__)
@@ -65,7 +72,7 @@ def test_activations_that_are_no_numbers(source: HFCheckpoint, tmp_path: Path, m
     broken = dataclasses.replace(layer, qkv=DenseWeight(weight))
     monkeypatch.setattr(HFCheckpoint, "layers", lambda *_: [broken, broken])
     with pytest.raises(CheckpointError, match=r"layers\.0\.attention\.qkv holds NaN or infinite activations; take"):
-        collect_attention_inputs(source, random_windows(1), tmp_path, "float32")
+        collect_attention_inputs(source, random_windows(1), tmp_path, CollectOptions("float32"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,9 +87,9 @@ def test_windows_that_do_not_fit(source: HFCheckpoint, tmp_path: Path) -> None:
 
 def test_no_such_dtype_or_device(source: HFCheckpoint, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"dtype of attention inputs is 'int8'; allowed: float32, .*"):
-        collect_attention_inputs(source, random_windows(1), tmp_path, "int8")
+        collect_attention_inputs(source, random_windows(1), tmp_path, CollectOptions("int8"))
     with pytest.raises(BackendError, match="device 'tpu'"):
-        collect_attention_inputs(source, random_windows(1), tmp_path, device="tpu")
+        collect_attention_inputs(source, random_windows(1), tmp_path, CollectOptions(device="tpu"))
 
 
 def test_another_file(tmp_path: Path) -> None:

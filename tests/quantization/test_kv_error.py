@@ -16,7 +16,7 @@ from tests.quantization import stated_in_numpy as stated
 from tests.quantization.calibrated_models import MODELS, Calibrated, calibrated, random_windows
 from workbench.errors import BackendError, CheckpointError, RecipeError
 from workbench.model.config import ModelConfig
-from workbench.quantization.attention_inputs import AttentionInputs
+from workbench.quantization.attention_inputs import AttentionInputs, CollectOptions
 from workbench.quantization.kv_error import KVCurve, KVError, KVStudy, collect_attention_inputs
 from workbench.quantization.kv_scales import layer_kv_scales
 from workbench.quantization.smoothed_ranges import SmoothedRanges
@@ -51,7 +51,7 @@ def make(random_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPat
             out = tmp_path_factory.mktemp("kv")
             model = calibrated(folder, out / "ranges")
             made[folder] = Case(
-                model, collect_attention_inputs(model.source, random_windows(2, seed=1), out, "float32")
+                model, collect_attention_inputs(model.source, random_windows(2, seed=1), out, CollectOptions("float32"))
             )
         return made[folder]
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.quantization.calibrated_models import MODELS, calibrated, random_windows
 from tests.tolerances import TOLERANCE, relative_l2
-from workbench.quantization.attention_inputs import AttentionInputs
+from workbench.quantization.attention_inputs import AttentionInputs, CollectOptions
 from workbench.quantization.kv_error import KVStudy, collect_attention_inputs
 from workbench.recipe import Int8KVCache
 
@@ -26,7 +26,10 @@ def test_errors_equal_those_of_the_cpu(
 ) -> None:
     model = calibrated(random_model_dir(**choices), tmp_path / "ranges")
     windows = random_windows(2, seed=1)
-    files = [collect_attention_inputs(model.source, windows, tmp_path / d, "float32", d) for d in ("cpu", "cuda")]
+    files = [
+        collect_attention_inputs(model.source, windows, tmp_path / d, CollectOptions("float32", d))
+        for d in ("cpu", "cuda")
+    ]
     for layer in range(2):
         expected, found = (AttentionInputs(file)(layer) for file in files)
         assert relative_l2(found, expected) < TOLERANCE[torch.float32]["model"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +94,11 @@ def test_an_error_in_words() -> None:
     assert error_text(0.02, None) == "2 %"
     assert error_text(None, None) == "not measured"
     assert error_text(None, (0.5, 0.01)) == "not measured (least 1 % at 0.50)"
+
+
+def test_where_no_alpha_helps_it_is_said(picture: GroupPicture) -> None:
+    plain = curve_chart(dataclasses.replace(picture, plain=group_error(None, 0.02))).marks[1]
+    assert isinstance(plain, Rule)
+    assert plain.label == "not smoothed: 2 %, better than any alpha"
+    assert error_text(0.04, (0.5, 0.03), 0.02) == "4 % (least 3 % at 0.50); not smoothing is better: 2 %"
+    assert error_text(0.04, (0.5, 0.03), 0.03) == "4 % (least 3 % at 0.50)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.ui.alpha_panel_steps import finish, own_alphas, row
@@ -258,3 +260,58 @@ def test_missing_errors_are_measured_on_demand(panel: AlphaPanel) -> None:
     panel.state.set_alpha(0.5)
     panel.settle()
     assert panel.view.map.measure_button.layout.display == ""
+
+
+def test_a_click_on_the_curve_leaves_a_locked_group_alone(panel: AlphaPanel) -> None:
+    panel.state.lock(panel.group)
+    panel.settle()
+    before = panel.state.recipe
+    panel.view.charts[0].selected = [CURVE_MARK, 0]
+    assert panel.state.recipe == before
+    assert "layers.0.qkv is locked; unlock it first" in panel.status
+
+
+def test_a_slider_of_a_locked_group_goes_back(panel: AlphaPanel) -> None:
+    panel.state.lock("layers.0.qkv")
+    row(panel, "qkv").slider.value = 0.1
+    assert "is locked" in panel.status
+    assert row(panel, "qkv").slider.value == 0.85
+
+
+def test_a_group_that_the_recipe_keeps_has_no_charts(panel: AlphaPanel) -> None:
+    panel.group = "layers.0.down"
+    panel.settle()
+    panel.state.change(lambda recipe: replace(recipe, keep=("lm_head", "layers.*.mlp.down")))
+    panel.settle()
+    assert (panel.error, panel.curve, panel.figure) == (None, None, None)
+    assert [view.chart for view in panel.view.charts] == [None] * 3
+    assert "layers.0.down is kept in float16 by the recipe: no integers" in panel.status
+    assert repr(panel).startswith("AlphaPanel(layers.0.down is kept in float16")
+    assert "0 %: no integers" in row(panel, "down").error.value
+    frame = panel.frame.set_index("group")
+    assert frame.loc["layers.0.down", "error"] == 0
+    panel.state.undo()
+    panel.settle()
+    assert panel.error is not None
+    assert panel.status == ""
+
+
+def test_a_layers_groups_say_where_not_smoothing_is_better(panel: AlphaPanel) -> None:
+    frame = panel.frame.set_index("group").loc["layers.0.qkv":"layers.0.down"]  # type: ignore[misc]  # a slice of labels
+    assert frame["plain_error"].notna().all()
+    for name, (best, plain) in frame[["best_error", "plain_error"]].iterrows():
+        said = "not smoothing is better" in row(panel, str(name).split(".")[2]).error.value
+        assert said == (plain < best)
+
+
+def test_what_another_recipe_asked_for_is_not_shown(panel: AlphaPanel) -> None:
+    old = panel._now
+    picture = panel._picture
+    assert old is not None
+    assert picture is not None
+    panel.state.set_alpha(0.3)
+    panel.settle()
+    now = panel._picture
+    panel._show_picture(picture, old)
+    panel._show_rest(picture, old)
+    assert panel._picture is now

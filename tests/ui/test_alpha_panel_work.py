@@ -19,6 +19,7 @@ from workbench.quantization.alpha_search import AlphaSearch
 from workbench.recipe import Recipe, SmoothQuant
 from workbench.ui import alpha_panel
 from workbench.ui.alpha_panel import AlphaPanel
+from workbench.ui.alpha_wanted import Wanted
 from workbench.ui.notebook import NotebookBench
 
 
@@ -245,3 +246,21 @@ def test_after_close_nothing_follows(panel: AlphaPanel) -> None:
     assert panel.error is error
     assert "layers.0.qkv: 0.3" not in panel.text.yaml
     assert row(panel, "qkv").slider.value == 0.85
+
+
+def test_a_panel_that_was_just_made_has_a_picture(state: BenchState) -> None:
+    panel = AlphaPanel(state=state)
+    data = panel._repr_mimebundle_()
+    assert "image/png" in data
+    assert "output error" in data["text/plain"]
+
+
+def test_before_the_picture_is_there_it_is_being_computed(state: BenchState, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+    monkeypatch.setattr(Wanted, "picture", lambda _wanted: free.wait(SECONDS))
+    monkeypatch.setattr(AlphaPanel, "_show_picture", lambda *_: None)
+    panel = AlphaPanel(state=state)
+    assert repr(panel) == "AlphaPanel(layers.0.qkv: computing its error)"
+    free.set()
+    panel.settle()
+    assert repr(panel) == "AlphaPanel(layers.0.qkv: its error could not be computed)"

@@ -90,3 +90,16 @@ def test_a_judgement_has_figures_intervals_and_their_source() -> None:
     assert "The recipe has changed since: judge again." in work._table.value
     work.show_judgement(None)
     assert work._table.value == ""
+
+
+def test_the_panel_of_the_job_before_is_closed() -> None:
+    work = AlphaWork()
+    for title in ("first", "second"):
+        job = Job(title, lambda **_: None)
+        before = work.job_panel
+        work.start(job, lambda _: None)
+        job.wait(SECONDS)
+    assert before is not None
+    assert before.comm is None
+    assert work.job_panel is not None
+    assert work.job_panel.comm is not None

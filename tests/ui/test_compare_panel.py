@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
 
+from workbench.bench.comparing import ComparisonRequest, compare_models
 from workbench.bench.models import HUGGING_FACE
 from workbench.errors import Cancelled
-from workbench.recipe import Recipe
+from workbench.recipe import Int8WeightOnly, Recipe
 from workbench.ui import compare_panel
 from workbench.ui.compare_panel import ComparePanel
+
+INT8 = Recipe(dtype="bfloat16", weights=Int8WeightOnly())
 
 
 @pytest.fixture
@@ -181,3 +186,28 @@ def test_what_was_made_is_offered_afterwards(panel):
     _compared(panel)
     assert "made before: INT8 weights, bfloat16" in panel.candidate.menu.options
     assert panel.candidate.choice is None
+
+
+def test_a_rerun_offered_earlier_judges_its_own_pair(panel, speaking_bench):
+    """It waited for its turn while another comparison ended."""
+    _compared(panel)
+    first, rerun = panel.diff, panel.panel._job.job
+    panel.candidate.choice = Recipe(dtype="float16")
+    _compared(panel)
+    judged = rerun.start().result(60)
+    expected = replace(
+        compare_models(speaking_bench, ComparisonRequest(INT8, windows=2, length=12)), diff=first
+    ).in_float64()
+    assert judged.frame["float64"].equals(expected.frame["float64"])
+    assert judged.frame["float64"].iloc[-1] > 1e-3  # INT8's error; float16's is below
+    assert panel.diff.options.candidate_name == "float16"
+    second = panel.panel._job.job.start().result(60)
+    assert second.frame["float64"].iloc[-1] < 1e-3
+
+
+def test_the_panel_keeps_no_model_in_memory(panel, speaking_bench):
+    _compared(panel)
+    model = weakref.ref(speaking_bench.models.sides(HUGGING_FACE, None)[0].model)
+    speaking_bench.models.close()
+    gc.collect()
+    assert model() is None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from workbench.bench.job import Job
 from workbench.errors import Cancelled, CheckpointError
 from workbench.progress import ProgressEvent, Reporter
 from workbench.ui.job_panel import JobPanel
@@ -111,3 +112,28 @@ def test_a_result_needs_a_start_and_an_end() -> None:
         panel.result(0.01)
     release.set()
     panel.result(10)
+
+
+def test_a_closed_panel_hears_nothing_more_and_the_job_goes_on() -> None:
+    free = threading.Event()
+    job = Job("slow", lambda **_: free.wait(10))
+    panel = JobPanel(job).start()
+    bar, shown = panel.bar, panel.status.value
+    panel.close()
+    panel.close()
+    assert bar.comm is None
+    free.set()
+    assert job.wait(10).state == "done"
+    assert panel.status.value == shown
+
+
+def test_a_failure_stands_out_and_start_can_be_left_to_other_buttons() -> None:
+    def fail(report: Reporter) -> None:  # noqa: ARG001
+        raise CheckpointError("no folder", fix="give one")
+
+    panel = JobPanel(Job("convert", fail), again=False)
+    assert panel.start_button.layout.display == "none"
+    panel.start()
+    with pytest.raises(CheckpointError):
+        panel.result(10)
+    assert '<span class="wb-error" role="alert">no folder; give one</span>' in panel.status.value

@@ -314,3 +314,18 @@ def test_places_without_widgets_get_a_picture(panel):
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert data["text/plain"] == repr(panel)
+
+
+def test_a_picture_of_another_layer_takes_no_curves(panel):
+    panel.layer = 0
+    panel.settle()
+    wanted, first = panel._now, panel._picture
+    panel.layer = 1
+    panel.settle()
+    with panel.showing():
+        panel.layer = 0  # a person came back: what is drawn is the other layer's yet
+    assert wanted == panel._now
+    before = panel._picture
+    panel._show_known(wanted)
+    assert panel._picture is before
+    assert before.layer != first.layer

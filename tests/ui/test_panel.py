@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
+import pandas as pd
 import pytest
 import traitlets
+from ipywidgets.widgets.widget import _instances
 from matplotlib.figure import Figure
 
 from workbench.errors import Cancelled, WorkbenchError
@@ -214,6 +216,103 @@ def test_places_without_widgets_get_a_text_and_a_picture() -> None:
     data = _bundle(Pictured([]))
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert "Pictured" in data["text/plain"]
+
+
+class Slow(Panel):
+    """Its picture is there after a while."""
+
+    def __init__(self, free: threading.Event) -> None:
+        super().__init__([])
+        self.picture: Figure | None = None
+        self.compute(lambda: free.wait(SECONDS), self.take)
+
+    def take(self, _result: Any) -> None:
+        self.picture = Pictured([]).figure
+
+    @property
+    def figure(self) -> Figure | None:
+        return self.picture
+
+
+def test_a_panel_that_was_just_made_has_its_picture() -> None:
+    free = threading.Event()
+    panel = Slow(free)
+    threading.Timer(0.1, free.set).start()
+    assert "image/png" in _bundle(panel)
+
+
+def test_a_picture_that_takes_long_does_not_hold_the_widget_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.ui.panel.PICTURE_S", 0.05)
+    free = threading.Event()
+    panel = Slow(free)
+    data = _bundle(panel)
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "image/png" not in data
+    assert panel.is_computing
+    free.set()
+    panel.settle(SECONDS)
+    assert not panel.is_computing
+
+
+def test_without_a_picture_the_table_is_shown() -> None:
+    class Tabled(Panel):
+        @property
+        def frame(self) -> pd.DataFrame:
+            return pd.DataFrame({"choice": ["<b>"] * 41})
+
+    shown = _bundle(Tabled([]))["text/html"]
+    assert "<table" in shown
+    assert shown.count("&lt;b&gt;") == 40
+    assert "1 more rows" in shown
+
+
+def test_two_threads_never_draw_at_once(panel: CountingPanel) -> None:
+    drawing, go_on, second = threading.Event(), threading.Event(), threading.Event()
+
+    def show(_: Any) -> None:
+        drawing.set()
+        assert go_on.wait(SECONDS)
+        assert not second.is_set()
+
+    panel.compute(lambda: None, show, "one")
+    assert drawing.wait(SECONDS)
+    panel.compute(lambda: None, lambda _: second.set(), "another")
+    assert not second.wait(0.1)
+    go_on.set()
+    panel.settle(SECONDS)
+    assert second.is_set()
+    assert panel.status == ""
+
+
+def test_what_became_outdated_while_another_drew_is_not_shown(panel: CountingPanel) -> None:
+    shown: list[int] = []
+    with panel.drawing:
+        panel.compute(lambda: 1, shown.append)
+        assert not _idle_within(panel, 0.1)
+        panel.compute(lambda: 2, shown.append)
+    panel.settle(SECONDS)
+    assert shown == [2]
+
+
+def test_a_closed_panel_leaves_no_widget_behind() -> None:
+    before = set(_instances)
+    state = State()
+    panel = CountingPanel(state, CountingPanel(state))
+    panel.children = (ipywidgets.Accordion([ipywidgets.HBox([CountingPanel(state)])]), *panel.children)
+    assert len(set(_instances) - before) > 10
+    inner = panel.children[0].children[0].children[0]
+    panel.close()
+    assert set(_instances) - before == set()
+    state.value = 9
+    assert inner.slider.value == 0
+
+
+def _idle_within(panel: Panel, timeout_s: float) -> bool:
+    try:
+        panel.settle(timeout_s)
+    except TimeoutError:
+        return False
+    return True
 
 
 def test_a_picture_that_fails_does_not_take_the_widget_away() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -212,3 +214,14 @@ def test_a_closed_panel_no_longer_listens(panel, speaking_bench):
     panel.close()
     speaking_bench.recipe = replace(speaking_bench.recipe, dtype="float16")
     assert panel.conversation is said
+
+
+def test_the_panel_keeps_no_model_in_memory(panel, speaking_bench):
+    _generated(panel)
+    model = weakref.ref(speaking_bench.models.speakers([HUGGING_FACE])[0].session)
+    speaking_bench.models.close()
+    gc.collect()
+    assert model() is None
+    panel.view.value = ALONG
+    assert panel.figure.axes
+    assert "Hugging Face float32" in repr(panel)

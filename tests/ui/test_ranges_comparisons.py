@@ -30,16 +30,16 @@ def test_without_a_bench_there_is_what_was_brought_along():
 
 def test_a_bench_offers_smoothing_and_other_calibrations(bench):
     offered = Comparisons(bench, None)
-    assert list(offered.choices().values()) == ["", "smoothing", "data:words, 16 x 512 tokens"]
+    assert list(offered.choices().values()) == ["", "smoothing", "data:words, 16 x 512 tokens, float32"]
     assert offered.named("smoothing") == "smoothing"
-    assert offered.named("words, 16 x 512 tokens") == "data:words, 16 x 512 tokens"
-    assert offered.fetch("data:words, 16 x 512 tokens").ranges.source[0].windows == 16
+    assert offered.named("words, 16 x 512 tokens, float32") == "data:words, 16 x 512 tokens, float32"
+    assert offered.fetch("data:words, 16 x 512 tokens, float32").ranges.source[0].windows == 16
     smoothed = offered.fetch("smoothing").ranges.inputs["layers.0.mlp.down"]
     assert not smoothed.equal(bench.calibration.ranges.inputs["layers.0.mlp.down"])
 
 
 def test_what_is_not_there_is_refused(bench):
-    with pytest.raises(WorkbenchError, match=r"allowed: smoothing, words, 16 x 512 tokens; .*did you mean"):
+    with pytest.raises(WorkbenchError, match=r"allowed: smoothing, words, 16 x 512 tokens, float32; .*did you mean"):
         Comparisons(bench, None).named("words, 16 x 512 token")
     with pytest.raises(WorkbenchError, match=r"bench\.calibrations\(\) lists what is there"):
         Comparisons(bench, None).named("zzzzz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 
 import pytest
 from hand_made_ranges import make_ranges
@@ -10,7 +11,8 @@ from random_model import SMALL
 
 import workbench
 from workbench.bench.state import BenchState, Calibration
-from workbench.errors import WorkbenchError
+from workbench.errors import Cancelled, WorkbenchError
+from workbench.progress import ProgressEvent
 from workbench.recipe import Recipe
 from workbench.ui import ranges_panel
 from workbench.ui.ranges_panel import RangesPanel
@@ -216,7 +218,7 @@ def test_waiting_for_a_calibration_has_an_end(ranges_bench):
 
 
 def test_a_second_calibration_beside_it(bench):
-    name = "words, 16 x 512 tokens"
+    name = "words, 16 x 512 tokens, float32"
     panel = RangesPanel(state=bench, against=name)
     panel.settle()
     assert panel.compare == f"data:{name}"
@@ -228,13 +230,16 @@ def test_a_second_calibration_beside_it(bench):
 
 
 def test_a_calibration_that_is_gone_is_an_error_in_the_panel(bench):
-    name = "words, 16 x 512 tokens"
+    name = "words, 16 x 512 tokens, float32"
     panel = RangesPanel(state=bench)
     folder = bench.calibrations()[name]
     (folder / "ranges.safetensors").unlink()
     panel._compare.value = f"data:{name}"
     panel.settle()
-    assert "calibration &#x27;words, 16 x 512 tokens&#x27; is gone; choose another, or calibrate again" in panel.status
+    assert (
+        "calibration &#x27;words, 16 x 512 tokens, float32&#x27; is gone; choose another, or calibrate again"
+        in panel.status
+    )
     panel._compare.value = "smoothing"
     panel.settle()
     assert panel.status == ""
@@ -243,11 +248,11 @@ def test_a_calibration_that_is_gone_is_an_error_in_the_panel(bench):
 def test_another_calibration_keeps_what_is_looked_at(bench):
     panel = RangesPanel(state=bench)
     panel._cells.selected = cell_of(panel, COOL)
-    bench.use_calibration(bench.calibrations()["words, 16 x 512 tokens"])
+    bench.use_calibration(bench.calibrations()["words, 16 x 512 tokens, float32"])
     assert panel.place == COOL
     assert "words, 16 x 512" in panel._head.value
     assert "quick look" not in panel._head.value
-    assert "data:words, 128 x 512 tokens" in dict(panel._compare.options).values()
+    assert "data:words, 128 x 512 tokens, float32" in dict(panel._compare.options).values()
 
 
 def test_an_empty_bench_is_given_a_quick_look(ranges_bench):
@@ -297,3 +302,39 @@ def test_places_without_widgets_get_a_picture(panel):
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert data["text/plain"] == repr(panel)
+
+
+def test_smoothing_says_its_layers_and_ends_when_it_is_not_wanted(bench, monkeypatch):
+    reached, go_on, ended = threading.Event(), threading.Event(), []
+
+    def smoothed_ranges(report):
+        for layer in (1, 2):
+            try:
+                report(ProgressEvent("smooth", layer, 2, "layers"))
+            except Cancelled:
+                ended.append(layer)
+                raise
+            reached.set()
+            assert go_on.wait(10)
+        return bench.calibration.ranges
+
+    monkeypatch.setattr(bench, "smoothed_ranges", smoothed_ranges)
+    panel = RangesPanel(state=bench)
+    panel.compare = "smoothing"
+    assert reached.wait(10)
+    assert "smoothing: layer 1 of 2" in panel.status
+    panel.compare = ""
+    assert panel.status == ""
+    go_on.set()
+    panel.settle()
+    assert ended == [2]
+    assert (panel.status, panel._other) == ("", None)
+    reached.clear()
+    go_on.clear()
+    panel.compare = "smoothing"
+    assert reached.wait(10)
+    bench.set_alpha(0.3)  # another recipe: what is under way ends, and it is done anew
+    go_on.set()
+    panel.settle()
+    assert ended == [2, 2]
+    assert panel._other is not None

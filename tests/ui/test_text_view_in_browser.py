@@ -76,3 +76,21 @@ def test_everything_is_reached_by_keyboard(page, box):
     page.keyboard.press("Tab")
     assert page.evaluate("() => document.activeElement.className") == "wb-text-lines"
     assert box.count() == 1
+
+
+def test_the_sliders_and_groups_of_its_panel_are_named(page):
+    page.evaluate("""() => {
+      const panel = document.getElementById("row");
+      panel.classList.add("wb-panel");
+      const control = (kind, inner) => `<div class="${kind}"><label class="widget-label">Alpha</label>${inner}</div>`;
+      window.late = control("widget-slider late", '<div role="slider" tabindex="0"></div>');
+      panel.insertAdjacentHTML("beforeend", control("widget-toggle-buttons", "<button>INT8</button>"));
+      panel.insertAdjacentHTML("beforeend", control("widget-slider", '<div role="slider" tabindex="0"></div>'));
+    }""")
+    show(page, TextView("Recipe (YAML)", "one"))
+    page.get_by_role("group", name="Alpha").wait_for(timeout=5000)
+    slider = page.get_by_role("slider", name="Alpha")
+    before = slider.count()
+    page.evaluate("() => document.getElementById('row').insertAdjacentHTML('beforeend', window.late)")
+    page.locator(".late [aria-label=Alpha]").wait_for(state="attached", timeout=5000)
+    assert slider.count() == before + 1

@@ -105,23 +105,42 @@ class AlphaBook:
 
 
 def groups_frame(
-    how: SmoothQuant, locked: Collection[str], num_layers: int, book: AlphaBook | None = None
+    how: SmoothQuant,
+    locked: Collection[str],
+    num_layers: int,
+    book: AlphaBook | None = None,
+    kept: Collection[str] = (),
 ) -> pd.DataFrame:
     """Every smoothing group of a model, layer by layer.
 
+    Args:
+        how: alphas and granularities.
+        locked: names of groups that keep their alpha.
+        num_layers: of the model.
+        book: what is known of errors.
+        kept: names of groups that the recipe keeps out of quantization: no integers, so their error is 0 and no alpha
+            is the best.
+
     Returns:
-        One row per group: ``group``, ``layer``; ``own`` (whether its alpha is not that of all), ``locked``; ``alpha``
-        (NaN: not smoothed), ``error`` (relative L2 at that alpha), ``best_alpha`` and ``best_error`` of those that were
-        tried; NaN where the book knows nothing.
+        One row per group: ``group``, ``layer``; ``own`` (whether its alpha is not that of all), ``locked``, ``kept``;
+        ``alpha`` (NaN: not smoothed), ``error`` (relative L2 at that alpha), ``best_alpha`` and ``best_error`` of those
+        that were tried, ``plain_error`` of the group quantized without smoothing; NaN where the book knows nothing.
     """
     rows = []
     for layer, group in groups_of("", num_layers):
         name = group_name(layer, group)
-        error = book.known_error(layer, group, how) if book is not None else None
-        best = (book.known_best(layer, group, how) if book is not None else None) or (None, None)
-        rows.append((name, layer, name in how.alpha_by_group, name in locked, how.alpha_of(layer, group), error, *best))
-    numbers = ["alpha", "error", "best_alpha", "best_error"]
-    frame = pd.DataFrame(rows, columns=["group", "layer", "own", "locked", *numbers])
+        facts = (name, layer, name in how.alpha_by_group, name in locked, name in kept, how.alpha_of(layer, group))
+        if name in kept:
+            errors: tuple[float | None, ...] = (0.0, None, None, 0.0)
+        elif book is None:
+            errors = (None, None, None, None)
+        else:
+            best = book.known_best(layer, group, how) or (None, None)
+            plain = book.known_error(layer, group, without(how, group))
+            errors = (book.known_error(layer, group, how), *best, plain)
+        rows.append((*facts, *errors))
+    numbers = ["alpha", "error", "best_alpha", "best_error", "plain_error"]
+    frame = pd.DataFrame(rows, columns=["group", "layer", "own", "locked", "kept", *numbers])
     return frame.astype(dict.fromkeys(numbers, float))
 
 

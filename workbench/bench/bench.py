@@ -5,6 +5,7 @@ Long work becomes a :class:`workbench.bench.job.Job` of the bench's queue; what 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import traitlets
 
+from workbench.bench.cached_calibrations import CachedCalibration, is_of, label, readable
 from workbench.bench.job import Job
 from workbench.bench.models import OpenModels
 from workbench.bench.smoothing import SmoothedView
@@ -23,11 +26,11 @@ from workbench.bench.state import BenchState, Calibration, groups_of
 from workbench.bench.tuning import tuning_job
 from workbench.bench.workspace import Workspace, cache_root
 from workbench.checkpoint.huggingface import HFCheckpoint
-from workbench.errors import CheckpointError, WorkbenchError
+from workbench.errors import CheckpointError, RecipeError, WorkbenchError
 from workbench.model.config import ModelConfig
 from workbench.progress import Reporter, silent
 from workbench.quantization.alpha_search import AlphaSearch, AlphaSearchOptions
-from workbench.quantization.attention_inputs import collect_attention_inputs
+from workbench.quantization.attention_inputs import CollectOptions, collect_attention_inputs
 from workbench.quantization.calibration import CalibrationOptions, CalibrationWindows, calibrate
 from workbench.quantization.calibration_data import (
     DatasetChoice,
@@ -93,7 +96,8 @@ class CalibrationRequest:
         else:
             digest = hashlib.sha256("\0".join(self.data).encode()).hexdigest()[:6]
             data = f"{len(self.data)} texts {digest}"
-        return f"{data}, {self.samples} x {self.length}"
+        tune = "" if self.tune == CalibrationRequest.tune else f", {self.tune} for tuning"
+        return f"{data}, {self.samples} x {self.length}{tune}"
 
 
 # Enough for a first picture within seconds; its maxima are lower than those of a whole calibration.
@@ -130,13 +134,21 @@ class Bench(BenchState):
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.workspace = Workspace(cache_root(cache_dir), self.source.fingerprint())
         self._tokenizer: Any = None
-        start = recipe or Recipe(dtype=_stored_dtype(self.source), weights=SmoothQuant())
-        super().__init__(dataclasses.replace(start, model=str(model_dir)))
+        self._given_model = str(model_dir)
+        super().__init__(recipe or Recipe(dtype=_stored_dtype(self.source), weights=SmoothQuant()))
         self.smoothed = SmoothedView(self.source, self.device)
         self.models = OpenModels(self)
-        folders = self.workspace.calibrations()
-        if folders:
-            self.use_calibration(max(folders, key=_tokens_of))
+        for found in sorted(self._cached(), key=lambda each: each.tokens, reverse=True):
+            with contextlib.suppress(CheckpointError, OSError):
+                self.use_calibration(found.folder)
+                break
+
+    @traitlets.validate("recipe")
+    def _of_this_model(self, proposal: Any) -> Recipe:
+        """Any recipe becomes one of this model; one that names layers which the model lacks is refused."""
+        recipe: Recipe = dataclasses.replace(proposal["value"], model=self._given_model)
+        _require_layers(recipe, self.config.num_layers)
+        return recipe
 
     @property
     def model_dir(self) -> Path:
@@ -161,8 +173,17 @@ class Bench(BenchState):
     # ---- calibration
 
     def calibrations(self) -> dict[str, Path]:
-        """Calibrations of this model in the cache: name -> folder, the newest last."""
-        return {_label(folder): folder for folder in self.workspace.calibrations()}
+        """Calibrations of this model in the cache: name -> folder, the newest last; without those that are broken."""
+        return {found.name: found.folder for found in self._cached()}
+
+    @property
+    def broken_calibrations(self) -> list[Path]:
+        """Folders in the cache whose ranges cannot be read: calibrating the same anew mends them."""
+        good = {found.folder for found in self._cached()}
+        return [folder for folder in self.workspace.calibrations() if folder not in good]
+
+    def _cached(self) -> list[CachedCalibration]:
+        return readable(self.workspace.calibrations())
 
     def use_calibration(self, folder: str | Path) -> Calibration:
         """Take the ranges and rows of a calibration's folder into the state.
@@ -170,14 +191,12 @@ class Bench(BenchState):
         Raises:
             CheckpointError: it is none, or of another model.
         """
-        found = self.load_calibration(folder)
+        found, search = self.load_calibration(folder), None
+        if found.rows is not None:
+            options = AlphaSearchOptions(device=self.device)
+            search = AlphaSearch(self.source, found.ranges, found.rows, options)
         with self._changing, self.hold_trait_notifications():
-            self.calibration = found
-            self.search = None
-            if found.rows is not None:
-                options = AlphaSearchOptions(device=self.device)
-                self.search = AlphaSearch(self.source, found.ranges, found.rows, options)
-            self.kv_study = None
+            self.calibration, self.search, self.kv_study = found, search, None
         return found
 
     def load_calibration(self, folder: str | Path) -> Calibration:
@@ -190,7 +209,8 @@ class Bench(BenchState):
         ranges = ActivationRanges.load(folder)
         ranges.require_model(self.workspace.fingerprint)
         rows = load_rows(folder) if (folder / ROWS_FILE).is_file() else None
-        return Calibration(_label(folder), ranges, rows, folder)
+        names = {path: name for name, path in self.calibrations().items()}
+        return Calibration(names.get(folder) or label(folder), ranges, rows, folder)
 
     def calibrate(self, request: CalibrationRequest | None = None, options: CalibrationOptions | None = None) -> Job:
         """A job that calibrates and takes the result into the state; one that is in the cache is used again.
@@ -212,11 +232,11 @@ class Bench(BenchState):
         windows, options = what
         plain = options == CalibrationOptions(device=options.device)
         folder = self.workspace.calibration(name if plain else f"{name}, {options.dtype}, {options.rows} rows")
-        with self.workspace.writing():
-            if _is_of(folder, windows):
-                return folder
-            # What is in the way is of another text under the same name.
-            calibrate(self.model_dir, windows, folder, options, force=folder.exists(), report=report)
+        if not is_of(folder, windows, options):
+            with self.workspace.writing(folder):
+                if not is_of(folder, windows, options):  # else it was made while we waited
+                    # What is in the way is of another text under the same name, or broken.
+                    calibrate(self.model_dir, windows, folder, options, force=folder.exists(), report=report)
         return folder
 
     # ---- tuning and studies
@@ -245,14 +265,17 @@ class Bench(BenchState):
                 raise WorkbenchError("nothing is calibrated yet", fix=CALIBRATE_FIRST)
             length = min(KV_LENGTH, self.config.max_position_embeddings)
             folder = self.workspace.folder / "attention" / f"{KV_WINDOWS}x{length}"
-            with self.workspace.writing():
-                try:
-                    study = KVStudy(self.config, folder, calibration.ranges, self.device)
-                except CheckpointError:  # nothing there, or of another model
-                    windows = calibration_windows(self.tokenizer, built_in(), WindowCounts(1, length, KV_WINDOWS)).tune
-                    assert windows is not None  # the built-in text has a part of its own for tuning
-                    collect_attention_inputs(self.source, windows, folder, device=self.device, report=report)
-                    study = KVStudy(self.config, folder, calibration.ranges, self.device)
+            study = self._known_study(folder, calibration)
+            if study is None:
+                with self.workspace.writing(folder):
+                    study = self._known_study(folder, calibration)
+                    if study is None:
+                        windows = calibration_windows(self.tokenizer, built_in(), WindowCounts(1, length, KV_WINDOWS))
+                        assert windows.tune is not None  # the built-in text has a part of its own for tuning
+                        collect_attention_inputs(
+                            self.source, windows.tune, folder, CollectOptions(device=self.device), report
+                        )
+                        study = KVStudy(self.config, folder, calibration.ranges, self.device)
             with self._changing:
                 if self.calibration is not None and self.calibration is not calibration:  # another was taken meanwhile
                     study = KVStudy(self.config, folder, self.calibration.ranges, self.device)
@@ -260,6 +283,12 @@ class Bench(BenchState):
             return study
 
         return Job("collect attention's inputs", work, self.jobs)
+
+    def _known_study(self, folder: Path, calibration: Calibration) -> KVStudy | None:
+        try:
+            return KVStudy(self.config, folder, calibration.ranges, self.device)
+        except CheckpointError:  # nothing there, or of another model
+            return None
 
     def smoothed_ranges(self, report: Reporter = silent) -> ActivationRanges:
         """The calibration's ranges after the recipe's smoothing; as they are where it has none.
@@ -279,26 +308,36 @@ class Bench(BenchState):
         Raises:
             CheckpointError, RecipeError: the recipe does not fit the model, or needs ranges that are not there.
         """
-        from workbench.checkpoint.unified import load_checkpoint
         from workbench.quantization.convert import convert
 
         recipe = recipe or self.recipe
         ranges = self.calibration.ranges if self.calibration is not None else None
         folder = self.workspace.checkpoint(_recipe_key(recipe, self.calibration))
-        with self.workspace.writing():
-            try:
-                load_checkpoint(folder)
-            except CheckpointError:
-                # Not there, or half gone: what lies in the cache is ours to remove.
-                shutil.rmtree(folder, ignore_errors=True)
-                convert(self.model_dir, recipe, folder, ranges=ranges, report=report)
-            self.workspace.touch(folder)
+        if not self._is_converted(folder):
+            with self.workspace.writing(folder):
+                if not self._is_converted(folder):  # else it was made while we waited
+                    # Not there, or half gone: what lies in the cache is ours to remove.
+                    shutil.rmtree(folder, ignore_errors=True)
+                    convert(self.model_dir, recipe, folder, ranges=ranges, report=report)
+                    self.workspace.touch(folder)
             self.workspace.keep_newest_checkpoints(KEPT_CHECKPOINTS)
         return folder
 
+    def _is_converted(self, folder: Path) -> bool:
+        """Whether a whole checkpoint lies there; notes that it is used."""
+        from workbench.checkpoint.unified import load_checkpoint
+
+        try:
+            load_checkpoint(folder)
+        except CheckpointError:
+            return False
+        self.workspace.touch(folder)
+        return True
+
     def __repr__(self) -> str:
-        config = self.config
+        config, broken = self.config, len(self.broken_calibrations)
         seen = "nothing calibrated yet" if self.calibration is None else f"calibrated: {self.calibration.name}"
+        seen += f"; {broken} in the cache cannot be read (bench.broken_calibrations)" if broken else ""
         return (
             f"Bench({self.model_dir.name}: {config.num_layers} layers, hidden {config.hidden_size}, "
             f"{config.num_heads} heads, {config.num_kv_heads} KV heads, on {self.device}; {seen})"
@@ -316,29 +355,20 @@ def _stored_dtype(source: HFCheckpoint) -> str:
     return "float16" if stored == torch.float16 else "bfloat16"
 
 
-def _tokens_of(folder: Path) -> int:
-    return sum(source.tokens for source in ActivationRanges.read_source(folder))
+def _require_layers(recipe: Recipe, num_layers: int) -> None:
+    """Refuse a recipe that names layers which the model lacks.
 
-
-def _label(folder: Path) -> str:
-    """What a calibration is called in menus."""
-    sources = ActivationRanges.read_source(folder)
-    source = sources[-1]
-    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-    return f"{source.dataset}, {source.windows} x {source.length} tokens{more}"
-
-
-def _is_of(folder: Path, windows: CalibrationWindows) -> bool:
-    """Whether a calibration's folder is of these very windows."""
-    try:
-        source = ActivationRanges.read_source(folder)
-    except CheckpointError:
-        return False
-    return (
-        len(source) == 1
-        and source[0].text_sha256 == windows.text_sha256
-        and (source[0].windows, source[0].length) == tuple(windows.ranges.shape)
-    )
+    Raises:
+        RecipeError: it does.
+    """
+    alphas = recipe.weights.alpha_by_group if isinstance(recipe.weights, SmoothQuant) else {}
+    for place, names in (("weights.alpha_by_group", alphas), ("keep", recipe.keep)):
+        for name in names:
+            layer = name.split(".")[1] if name.startswith("layers.") else "*"
+            if layer != "*" and int(layer) >= num_layers:
+                raise RecipeError(
+                    f"{place} names {name!r}, which this model does not have", allowed=f"layers 0 to {num_layers - 1}"
+                )
 
 
 def _recipe_key(recipe: Recipe, calibration: Calibration | None) -> str:

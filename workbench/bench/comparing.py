@@ -8,9 +8,9 @@ from torch import Tensor
 
 from workbench.bench.bench import Bench
 from workbench.bench.models import HUGGING_FACE, ModelChoice
-from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.checkpoint.unified import Checkpoint
 from workbench.errors import WorkbenchError
-from workbench.evaluation.compare import Side, compare_sides, float64_reruns
+from workbench.evaluation.compare import Side, compare_sides, float64_bytes, float64_reruns
 from workbench.evaluation.layer_diff import LayerDiff
 from workbench.evaluation.texts import offline_part, windows
 from workbench.progress import Reporter, silent
@@ -32,29 +32,50 @@ class ComparisonRequest:
 
 
 @dataclass(frozen=True, eq=False)
+class ComparedSide:
+    """One of the two models that were compared, without the model: nothing here keeps that in memory.
+
+    Attributes:
+        name, precision, checkpoint: as of :class:`workbench.evaluation.compare.Side`.
+    """
+
+    name: str
+    precision: str
+    checkpoint: Checkpoint | None
+
+    @classmethod
+    def of(cls, side: Side) -> ComparedSide:
+        return cls(side.name, side.precision, side.checkpoint)
+
+
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """A difference, and what its rerun needs.
 
     Attributes:
         diff: the difference.
-        reference, candidate: the two sides; their models may be closed by now.
+        reference, candidate: the two sides.
         ids: token ids ``[windows, length]``.
     """
 
     diff: LayerDiff
-    reference: Side
-    candidate: Side
+    reference: ComparedSide
+    candidate: ComparedSide
     ids: Tensor
-    _source: HFCheckpoint
+    _bench: Bench
 
     def in_float64(self, report: Reporter = silent) -> LayerDiff:
         """The difference, with what the first window says in float64 about its cause.
 
+        The bench's open models are closed where they take the room.
+
         Raises:
             CheckpointError: a checkpoint's file is gone.
+            LimitError: memory is too small for it; says the sizes.
         """
-        sides = (self.reference.checkpoint, self.candidate.checkpoint)
-        return self.diff.with_float64(*float64_reruns(self._source, sides, self.ids[:1], report))
+        source, sides = self._bench.source, (self.reference.checkpoint, self.candidate.checkpoint)
+        self._bench.models.make_room(float64_bytes(source, sides[0]), "cpu")
+        return self.diff.with_float64(*float64_reruns(source, sides, self.ids[:1], report))
 
 
 def compare_models(bench: Bench, request: ComparisonRequest, report: Reporter = silent) -> Comparison:
@@ -69,4 +90,4 @@ def compare_models(bench: Bench, request: ComparisonRequest, report: Reporter = 
     if reference.model is candidate.model:
         raise WorkbenchError(f"both sides are {reference.name}", fix="choose another model for one of them")
     diff = compare_sides(reference, candidate, ids, bench.tokenizer, report)
-    return Comparison(diff, reference, candidate, ids, bench.source)
+    return Comparison(diff, ComparedSide.of(reference), ComparedSide.of(candidate), ids, bench)

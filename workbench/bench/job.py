@@ -36,12 +36,13 @@ class JobQueue:
     @property
     def running(self) -> Job | None:
         """The job whose turn it is."""
-        waiting = self._waiting
-        return waiting[0] if waiting else None
+        with self._turn:
+            return self._waiting[0] if self._waiting else None
 
     def find(self, title: str) -> Job | None:
         """The first job that is under way, or awaits its turn, and whose title begins so."""
-        return next((job for job in list(self._waiting) if job.title.startswith(title)), None)
+        with self._turn:
+            return next((job for job in self._waiting if job.title.startswith(title)), None)
 
     def enter(self, job: Job) -> None:
         """Line up."""
@@ -89,7 +90,9 @@ class Job(traitlets.HasTraits):
         self._work = work
         self._queue = queue or JobQueue()
         self._stop = threading.Event()
+        # Held for moments only: who observes a trait may start and stop jobs, so nothing is told while it is held.
         self._pressing = threading.Lock()
+        self._end_told: tuple[str, str] | None = None
         self._thread: threading.Thread | None = None
         self._outcome: Any = None
         self._error: BaseException | None = None
@@ -126,28 +129,51 @@ class Job(traitlets.HasTraits):
 
     def start(self) -> Job:
         """Run it, unless it is under way; returns the job."""
-        with self._pressing:
-            if self.running:
-                if self.state not in ENDED or self._thread is threading.current_thread():
-                    return self
-                self.wait()  # it has ended, and only its thread is still leaving
-            self._stop.clear()
-            self._outcome, self._error, self.event = None, None, None
-            self._begun, self._ended, self._told = time.monotonic(), 0.0, 0.0
+        told = threading.Event()
+        while not self._begin(told):
+            leaving = self._thread
+            if self._how_it_ended() is None or leaving is None or leaving is threading.current_thread():
+                return self
+            leaving.join()  # it has ended, and only its thread is still leaving
+        try:
+            self.event = None
             self.message, self.state = "starting", "waiting"
-            self._queue.enter(self)
-            self._thread = threading.Thread(target=self._run, name=self.title, daemon=True)
-            self._thread.start()
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            told.set()
         return self
 
     def stop(self) -> None:
         """Ask it to end: it does at its next event, and removes what it had written."""
         with self._pressing:
-            if self.running and not self.stop_asked:
-                self._stop.set()
-                self.message = "stopping"
-                if self.state == "running":
-                    self.state = "stopping"
+            if not self.running or self.stop_asked or self._how_it_ended() is not None:
+                return
+            self._stop.set()
+        self.message = "stopping"
+        if self.state == "running":
+            self.state = "stopping"
+        end = self._how_it_ended()
+        if end is not None:  # meanwhile, and that has the last word
+            self.message, self.state = end
+
+    def _how_it_ended(self) -> tuple[str, str] | None:
+        """Message and state of the end; None before it."""
+        return self._end_told
+
+    def _begin(self, told: threading.Event) -> bool:
+        """Start the thread, which goes on when ``told`` is set; False where there is one already."""
+        with self._pressing:
+            if self.running:
+                return False
+            self._stop.clear()
+            self._outcome, self._error, self._end_told = None, None, None
+            self._begun, self._ended, self._told = time.monotonic(), 0.0, 0.0
+            self._thread = threading.Thread(target=self._run, args=(told,), name=self.title, daemon=True)
+            self._thread.start()
+            self._queue.enter(self)
+        return True
 
     def wait(self, timeout_s: float | None = None) -> Job:
         """Wait for its end, however it ends.
@@ -191,14 +217,15 @@ class Job(traitlets.HasTraits):
         self.message = _progress(event)
         self.event = event
 
-    def _run(self) -> None:
+    def _run(self, told: threading.Event) -> None:
+        told.wait()
         try:
             self._await_turn()
             self._begun, self.message = time.monotonic(), "working"
             self.state = "running"
             self._outcome = self._work(report=self.report)
         except Cancelled as error:
-            self._end("stopped", f"stopped; {self._if_stopped}", error)
+            self._end("stopped", f"stopped; {self._if_stopped if self.stop_asked else error}", error)
         except WorkbenchError as error:
             self._end("failed", str(error), error)
         except Exception as error:
@@ -217,6 +244,8 @@ class Job(traitlets.HasTraits):
 
     def _end(self, state: str, message: str, error: BaseException | None) -> None:
         self._error, self._ended = error, time.monotonic()
+        with self._pressing:
+            self._end_told = message, state
         self.message = message
         self.state = state
 

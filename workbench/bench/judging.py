@@ -9,6 +9,8 @@ import pandas as pd
 
 from workbench.bench.bench import Bench
 from workbench.bench.job import Job
+from workbench.checkpoint.unified import Checkpoint, load_checkpoint
+from workbench.errors import WorkbenchError
 from workbench.progress import Reporter
 from workbench.recipe import Recipe, SmoothQuant
 
@@ -55,6 +57,8 @@ def contenders(recipe: Recipe) -> dict[str, Recipe]:
 def judging_job(bench: Bench, recipes: Mapping[str, Recipe] | None = None, options: JudgeOptions | None = None) -> Job:
     """A job whose result is a :class:`Judgement`.
 
+    Checkpoints come from the bench's cache, and are kept there; the reference's logits lie beside them meanwhile.
+
     Args:
         bench: holds the model, its ranges and the device.
         recipes: by the name that the table shows; None for the :func:`contenders` of the bench's recipe at the start.
@@ -63,14 +67,25 @@ def judging_job(bench: Bench, recipes: Mapping[str, Recipe] | None = None, optio
     chosen = options or JudgeOptions()
 
     def work(report: Reporter) -> Judgement:
+        from workbench.bench.models import MEMORY_FACTOR
+        from workbench.evaluation.memory import parameters
         from workbench.evaluation.tradeoff import TradeoffOptions, compare_recipes
         from workbench.quantization.texts import offline_part, windows
 
         length = min(chosen.length, bench.config.max_position_embeddings)
         ids = windows(bench.tokenizer, offline_part("test"), chosen.windows, length)
-        ranges = bench.calibration.ranges if bench.calibration is not None else None
+        calibration = bench.calibration
         judged = recipes or contenders(bench.recipe)
-        table = compare_recipes(bench.model_dir, judged, ids, ranges, TradeoffOptions(bench.device), report)
+
+        def converted(recipe: Recipe, told: Reporter) -> Checkpoint:
+            if bench.calibration is not calibration:
+                raise WorkbenchError("another calibration was taken while recipes were judged", fix="judge again")
+            return load_checkpoint(bench.checkpoint(recipe, told))
+
+        # The reference is float32 on every device, and the largest of the models that are run.
+        bench.models.make_room(4 * parameters(bench.config) * MEMORY_FACTOR, bench.device)
+        options = TradeoffOptions(bench.device, folder=bench.workspace.folder, convert=converted)
+        table = compare_recipes(bench.model_dir, judged, ids, options=options, report=report)
         return Judgement(table, judged, replace(chosen, length=length))
 
     return Job("judge on the whole model", work, bench.jobs)

@@ -6,7 +6,6 @@ recipe as it is at that moment. Runs no comparison and generates no text.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from workbench.engine.folder import is_engine, read_engine_config
 from workbench.engine.product import Product, product_named
 from workbench.errors import BackendError, CheckpointError, LimitError, WorkbenchError
 from workbench.evaluation.compare import Side, check_same_size, dtype_name, precision_of
+from workbench.evaluation.memory import free_bytes, give_back, parameters, require_memory
 from workbench.evaluation.side_by_side import Speaker
-from workbench.model.config import ModelConfig
 from workbench.progress import Reporter, silent
 from workbench.recipe import Int4WeightOnly, Int8WeightOnly, Recipe, SmoothQuant
 from workbench.runtime.limits import model_limits
@@ -47,10 +46,11 @@ MEMORY_FACTOR = 1.25
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """One open model, and how to close it."""
+    """One open model, how to close it, and the device whose memory it takes."""
 
     model: Any
     close: Callable[[], None]
+    device: str
 
 
 class OpenModels:
@@ -130,6 +130,15 @@ class OpenModels:
                 raise WorkbenchError(f"{speaker.name} is chosen twice", fix="choose another model for one of the two")
         return speakers
 
+    def make_room(self, needed_bytes: float, device: str) -> bool:
+        """Close models on a device, oldest first, until a job's own model fits; whether it does.
+
+        For a job whose turn it is: what an earlier one opened may be closed.
+        """
+        with self._lock:
+            self._in_use.clear()
+            return self._make_room(needed_bytes, device)
+
     def close(self) -> None:
         """Close every model."""
         with self._lock:
@@ -168,24 +177,28 @@ class OpenModels:
         def make() -> _Opened:
             dtype = self._reference_dtype()
             session = HFSession(HFReference.from_weights(source.config, source.weights(dtype), dtype, device))
-            return _Opened(session, session.close)
+            return _Opened(session, session.close, device)
 
         session: HFSession = self._kept((HUGGING_FACE,), make)
         return session
 
     def _reference_dtype(self) -> torch.dtype:
-        """Float32 where its weights fit, else the type that they are stored in."""
-        needed = 4 * parameters(self._bench.config) * MEMORY_FACTOR
-        while needed > free_bytes(self._bench.device) and self._close_oldest():
-            pass
-        if needed <= free_bytes(self._bench.device):
+        """Float32 where its weights fit, else the 16-bit type that they are stored in.
+
+        Raises:
+            LimitError: that does not fit either.
+        """
+        count, device = parameters(self._bench.config), self._bench.device
+        if self._make_room(4 * count * MEMORY_FACTOR, device):
             return torch.float32
+        require_memory("Hugging Face's model", 2 * count, device)
         stored: torch.dtype = self._bench.source.spec(hf_names.FINAL_NORM).dtype
         return torch.float16 if stored == torch.float16 else torch.bfloat16
 
     def _session(self, checkpoint: Checkpoint) -> TorchSession:
         def make() -> _Opened:
             on_gpu = self._bench.device != "cpu"
+            self._require(checkpoint, self._bench.device)
             options = SessionOptions(
                 getattr(torch, checkpoint.recipe.dtype),
                 "torch" if on_gpu else "cpu",
@@ -193,7 +206,7 @@ class OpenModels:
                 self._bench.device,
             )
             session = TorchSession(checkpoint.config, checkpoint.weights, options)
-            return _Opened(session, session.close)
+            return _Opened(session, session.close, options.device)
 
         session: TorchSession = self._kept((str(checkpoint.folder), checkpoint.checksum), make)
         return session
@@ -211,7 +224,9 @@ class OpenModels:
         def make() -> _Opened:
             from workbench.engine.interpreted_model import InterpretedModel
 
-            return _Opened(InterpretedModel(known, checkpoint), lambda: None)
+            self._require(checkpoint, "cpu")
+            model = InterpretedModel(known, checkpoint)
+            return _Opened(model, model.close, "cpu")
 
         model = self._kept(("network", str(folder), checkpoint.checksum), make)
         return Side(f"engine {name} (its network, interpreted on the CPU)", model, precision, checkpoint)
@@ -220,8 +235,10 @@ class OpenModels:
         checkpoint = self._same_size(engines_checkpoint(folder))
 
         def make() -> _Opened:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._require(checkpoint, device)
             opened = open_session(folder)
-            return _Opened(opened, opened.session.close)
+            return _Opened(opened, opened.session.close, device)
 
         opened = self._kept(("engine", str(folder), checkpoint.checksum), make)
         name = f"engine {folder.name} on {opened.session.backend}"
@@ -249,12 +266,33 @@ class OpenModels:
             self._open[key] = make()
         return self._open[key].model
 
-    def _close_oldest(self) -> bool:
-        """Close the model that was used longest ago; False when every one is in use."""
-        key = next((key for key in self._open if key not in self._in_use), None)
-        if key is not None:
-            self._open.pop(key).close()
-        return key is not None
+    def _require(self, checkpoint: Checkpoint, device: str) -> None:
+        """Make room for a checkpoint's weights, comfortably where that can be had.
+
+        Raises:
+            LimitError: they do not fit however much is closed.
+        """
+        needed = sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors"))
+        if not self._make_room(needed * MEMORY_FACTOR, device):
+            require_memory(f"the checkpoint {checkpoint.folder.name}", needed, device)
+
+    def _make_room(self, needed_bytes: float, device: str) -> bool:
+        """Close what is not in use on a device, oldest first, until so much is free; whether it is."""
+        while needed_bytes > free_bytes(device):
+            if not self._close_oldest(device):
+                return False
+        return True
+
+    def _close_oldest(self, device: str = "") -> bool:
+        """Close the model that was used longest ago, of one kind of device or any; False when none is left to close."""
+        for key, opened in self._open.items():
+            there = not device or torch.device(opened.device).type == torch.device(device).type
+            if there and key not in self._in_use:
+                del self._open[key]
+                opened.close()
+                give_back()
+                return True
+        return False
 
 
 def describe(recipe: Recipe) -> str:
@@ -279,22 +317,6 @@ def describe(recipe: Recipe) -> str:
     if recipe.keep != ("lm_head",):
         parts.append(f"{len(recipe.keep)} patterns kept")
     return ", ".join([*parts, recipe.dtype])
-
-
-def parameters(config: ModelConfig) -> int:
-    """How many values a model has."""
-    return sum(math.prod(shape) for shape in hf_names.tensor_shapes(config).values())
-
-
-def free_bytes(device: str) -> float:
-    """Memory that a model could take on a device; infinite where the system does not say."""
-    if torch.device(device).type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return math.inf
 
 
 def _installed(product: str) -> Product | None:

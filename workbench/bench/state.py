@@ -29,7 +29,7 @@ ONE_STEP_SECONDS = 1.0
 UNDO_STEPS = 200
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """What one calibration left.
 
@@ -45,14 +45,29 @@ class Calibration:
     rows: RowSample | None = None
     folder: Path | None = None
 
+    def __repr__(self) -> str:
+        kept = "held-out rows" if self.rows is not None else "no held-out rows"
+        return f"Calibration({self.name}, {kept}, {self.folder or 'in memory'})"
+
+
+class _RecipeTrait(traitlets.Instance[Recipe]):
+    """A recipe that nothing replaces while :meth:`BenchState.change` or another assignment is at it."""
+
+    def set(self, obj: Any, value: Any) -> None:
+        with obj._changing:
+            super().set(obj, value)
+
 
 class BenchState(traitlets.HasTraits):
     """The state that panels share.
 
+    A lock guards a group from tuning, resets, its slider and the alpha of all groups. It is no part of the recipe and
+    no step of its history: undo and redo take the recipe as a whole, a locked group's alpha too, and leave locks alone.
+
     Attributes:
         recipe: every choice; assigning it moves the panels, and can be undone.
         selected: the tap or linear layer under the eyes, such as ``layers.12.mlp.down``; empty for none.
-        locked: smoothing groups (``layers.12.down``) that tuning and resets leave alone.
+        locked: smoothing groups (``layers.12.down``) that keep their alpha.
         calibration: what calibration saw; None before.
         search: error of a smoothing group by alpha; None while there are no held-out rows.
         kv_study: error of attention by the KV cache's scales; None before it was made.
@@ -60,7 +75,7 @@ class BenchState(traitlets.HasTraits):
         jobs: the queue of this state's long work.
     """
 
-    recipe = traitlets.Instance(Recipe)
+    recipe = _RecipeTrait(Recipe)
     selected = traitlets.Unicode("")
     locked = traitlets.Instance(frozenset, ())
     calibration = traitlets.Instance(Calibration, allow_none=True)
@@ -120,17 +135,23 @@ class BenchState(traitlets.HasTraits):
     def set_alpha(self, alpha: float, group: str = "") -> None:
         """Set one group's migration strength (``layers.12.down``), or that of all groups without one of their own.
 
-        A recipe of another kind becomes SmoothQuant.
+        A recipe of another kind becomes SmoothQuant. The alpha of all groups leaves locked ones where they are.
 
         Raises:
-            RecipeError: an alpha outside 0 to 1, or no such group.
+            RecipeError: an alpha outside 0 to 1, no such group, or the group is locked.
         """
 
         def edit(recipe: Recipe) -> Recipe:
             how = recipe.weights if isinstance(recipe.weights, SmoothQuant) else SmoothQuant()
-            if not group:
-                return replace(recipe, weights=replace(how, alpha=alpha))
-            return replace(recipe, weights=_with_alphas(how, {group: alpha}))
+            if group:
+                if group in self.locked:
+                    raise RecipeError(f"{group} is locked", fix=f"unlock it first: unlock({group!r})")
+                return replace(recipe, weights=with_alphas(how, {group: alpha}))
+            following = self.locked - set(how.alpha_by_group) if how is recipe.weights else ()
+            own = {name: how.alpha_of(*split_group(name)) for name in following}
+            pinned = {name: now for name, now in own.items() if now is not None}
+            how = with_alphas(how, pinned) if pinned else how
+            return replace(recipe, weights=replace(how, alpha=alpha))
 
         self.change(edit, f"alpha {group}")
 
@@ -139,43 +160,57 @@ class BenchState(traitlets.HasTraits):
     ) -> None:
         """Set several groups at once; locked ones keep theirs. ``step`` and ``within_s`` as in :meth:`change`.
 
+        A recipe of another kind becomes SmoothQuant, unless there is nothing to set.
+
         Raises:
-            RecipeError: as :meth:`set_alpha`.
+            RecipeError: an alpha outside 0 to 1, or no such group.
         """
-        free = {group: alpha for group, alpha in alphas.items() if group not in self.locked}
-        how = self.smoothing or SmoothQuant()
 
         def edit(recipe: Recipe) -> Recipe:
-            return replace(recipe, weights=_with_alphas(_smoothing(recipe, how), free))
+            free = {group: alpha for group, alpha in alphas.items() if group not in self.locked}
+            how = recipe.weights if isinstance(recipe.weights, SmoothQuant) else SmoothQuant()
+            return replace(recipe, weights=with_alphas(how, free)) if free else recipe
 
         self.change(edit, step, within_s=within_s)
 
     def reset_alphas(self, groups: Iterable[str] | None = None) -> None:
         """Let groups follow the global alpha again; None: all. Locked ones keep theirs."""
-        if self.smoothing is None:
-            return
-        dropped = set(self.smoothing.alpha_by_group if groups is None else groups) - self.locked
+        named = None if groups is None else set(groups)
 
         def edit(recipe: Recipe) -> Recipe:
-            how = _smoothing(recipe, SmoothQuant())
+            how = recipe.weights
+            if not isinstance(how, SmoothQuant):
+                return recipe
+            dropped = (set(how.alpha_by_group) if named is None else named) - self.locked
             kept = {group: alpha for group, alpha in how.alpha_by_group.items() if group not in dropped}
             return replace(recipe, weights=replace(how, alpha_by_group=kept))
 
         self.change(edit, "reset")
 
     def lock(self, group: str) -> None:
-        """Pin a group at the alpha that it has now."""
-        how = self.smoothing
-        if how is not None:
-            layer, name = split_group(group)
-            alpha = how.alpha_of(layer, name)
-            if alpha is not None:
-                self.set_alpha(alpha, group)
-        self.locked = self.locked | {group}
+        """Pin a group at the alpha that it has now.
+
+        Raises:
+            RecipeError: there is no such group.
+        """
+        place = split_group(group)
+
+        def edit(recipe: Recipe) -> Recipe:
+            how = recipe.weights
+            alpha = how.alpha_of(*place) if isinstance(how, SmoothQuant) else None
+            if not isinstance(how, SmoothQuant) or alpha is None:
+                return recipe
+            return replace(recipe, weights=with_alphas(how, {group: alpha}))
+
+        with self._changing:
+            if group not in self.locked:
+                self.change(edit, f"lock {group}")
+                self.locked = self.locked | {group}
 
     def unlock(self, group: str) -> None:
-        """Let tuning and resets change a group again."""
-        self.locked = self.locked - {group}
+        """Let tuning, resets and sliders change a group again."""
+        with self._changing:
+            self.locked = self.locked - {group}
 
     def set_kv_cache(self, how: Int8KVCache | None) -> None:
         """Choose how keys and values are stored."""
@@ -262,11 +297,25 @@ def groups_of(name: str, num_layers: int) -> list[tuple[int, str]]:
     return found
 
 
-def _smoothing(recipe: Recipe, otherwise: SmoothQuant) -> SmoothQuant:
-    return recipe.weights if isinstance(recipe.weights, SmoothQuant) else otherwise
+def is_kept(recipe: Recipe, layer: int, group: str) -> bool:
+    """Whether a recipe that quantizes keeps a group's linear layer in its dtype, without integers.
+
+    Such a layer is smoothed as every other, so that its alpha still shapes the rows that it reads.
+    """
+    return recipe.weights is not None and recipe.weights_of(f"layers.{layer}.{SMOOTHING_GROUPS[group]}") is None
 
 
-def _with_alphas(how: SmoothQuant, alphas: Mapping[str, float]) -> SmoothQuant:
+def kept_groups(recipe: Recipe, num_layers: int) -> frozenset[str]:
+    """The names of all groups for which :func:`is_kept` holds."""
+    return frozenset(group_name(*place) for place in groups_of("", num_layers) if is_kept(recipe, *place))
+
+
+def with_alphas(how: SmoothQuant, alphas: Mapping[str, float]) -> SmoothQuant:
+    """``how`` with these groups' own alphas, in the order of the layers; what was not smoothed comes to be.
+
+    Raises:
+        RecipeError: an alpha outside 0 to 1, or no such group.
+    """
     groups = {split_group(name)[1] for name in alphas} | set(how.groups)
     ordered = tuple(group for group in SMOOTHING_GROUPS if group in groups)
     own = {**how.alpha_by_group, **alphas}

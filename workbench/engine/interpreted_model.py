@@ -38,7 +38,7 @@ class InterpretedModel:
         self.config = checkpoint.config
         self.limits = checkpoint.recipe.build
         self._trt = product.trt
-        self._checkpoint = checkpoint
+        self._checkpoint: Checkpoint | None = checkpoint
         self._built: tuple[int, Any, DecoderNetwork, Interpreter] | None = None
 
     @torch.inference_mode()
@@ -49,6 +49,7 @@ class InterpretedModel:
 
         Raises:
             LimitError: more rows or tokens than the engine was built for.
+            RuntimeError: after :meth:`close`.
         """
         batch, seq = ids.shape
         if batch > self.limits.max_batch_size or seq > self.limits.max_input_len:
@@ -64,8 +65,14 @@ class InterpretedModel:
                 on_tap(tap, found[name])
         return found["logits"]
 
+    def close(self) -> None:
+        """Let go of the network, its constants and the checkpoint's weights."""
+        self._built = self._checkpoint = None
+
     def _network(self, seq: int) -> tuple[DecoderNetwork, Interpreter]:
         """The network for texts of one length; kept for the next."""
+        if self._checkpoint is None:
+            raise RuntimeError("this engine's network is closed; open another")
         if self._built is None or self._built[0] != seq:
             self._built = None
             limits = replace(self.limits, max_input_len=max(1, seq - 1), max_output_len=1)

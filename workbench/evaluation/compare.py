@@ -17,6 +17,7 @@ from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.errors import CheckpointError
 from workbench.evaluation.layer_diff import DiffOptions, LayerDiff
+from workbench.evaluation.memory import largest_tensor, parameters, require_memory
 from workbench.evaluation.tap_error import DIVERGENCE
 from workbench.evaluation.tap_stream import HasTaps
 from workbench.evaluation.texts import offline_text, windows
@@ -69,7 +70,7 @@ def compare_folders(
 
     Raises:
         CheckpointError: a folder that cannot be read, or a checkpoint of a model of another size.
-        LimitError: a text too short for the windows.
+        LimitError: a text too short for the windows, or memory too small for the rerun in float64.
     """
     from workbench.evaluation.hf_reference import HFReference
 
@@ -138,8 +139,12 @@ def float64_reruns(
         The difference in float64, and that with the candidate's weights on both sides. The latter is None where it
         says nothing (the reference is not Hugging Face) or cannot be had (Hugging Face cannot run quantized
         activations, keys and values).
+
+    Raises:
+        LimitError: it does not fit into memory (:func:`float64_bytes`); nothing has been opened then.
     """
     reference, candidate = sides
+    require_memory("the rerun in float64", float64_bytes(original, reference), "cpu")
     names = DiffOptions("float64", "reference", "candidate", incomparable_sites(reference, candidate))
     tells_code = reference is None and candidate is not None and runs_in_hugging_face(candidate)
     runs = 2 if tells_code else 1
@@ -154,6 +159,17 @@ def float64_reruns(
     same_weights = LayerDiff.compare(theirs, ours, ids, names, _nested(report))
     report(ProgressEvent("compare in float64", runs, runs, "runs"))
     return diff, same_weights
+
+
+def float64_bytes(original: HFCheckpoint, reference: Checkpoint | None) -> int:
+    """Memory that :func:`float64_reruns` takes at once: Hugging Face holds every weight in float64, ours one at a time.
+
+    Args:
+        original: the model that both sides were made from.
+        reference: the reference's side; None is Hugging Face.
+    """
+    held = 0 if reference is not None else parameters(original.config)
+    return torch.float64.itemsize * (held + largest_tensor(original.config))
 
 
 def runs_in_hugging_face(checkpoint: Checkpoint) -> bool:

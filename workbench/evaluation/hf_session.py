@@ -20,12 +20,16 @@ class HFSession:
 
     Args:
         reference: the opened model; several sessions may share it.
+
+    Attributes:
+        reference: the same; RuntimeError after :meth:`close`.
     """
 
     backend = "huggingface"
 
     def __init__(self, reference: HFReference) -> None:
-        self.reference = reference
+        self._reference: HFReference | None = reference
+        self._config = reference.config
         # Padding would be Hugging Face's own business: rows of several lengths are not asked of it.
         self.limits: BuildLimits = dataclasses.replace(model_limits(reference.config, BuildLimits()), max_batch_size=1)
         self._cache: DynamicCache | None = None
@@ -33,7 +37,13 @@ class HFSession:
 
     @property
     def config(self) -> ModelConfig:
-        return self.reference.config
+        return self._config
+
+    @property
+    def reference(self) -> HFReference:
+        if self._reference is None:
+            raise RuntimeError("this session of Hugging Face's model is closed; open another")
+        return self._reference
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Forget what came before and read one prompt: ``[1, vocab]`` float32.
@@ -65,8 +75,8 @@ class HFSession:
         return self.reference.logits(ids, on_tap)
 
     def close(self) -> None:
-        """Drop the cache; the model is whoever's who opened it."""
-        self._cache, self._length = None, 0
+        """Let go of the cache and of the model, whose memory is free once no other session shares it."""
+        self._reference, self._cache, self._length = None, None, 0
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor) -> Tensor:

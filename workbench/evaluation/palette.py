@@ -1,6 +1,7 @@
 """The colours of every plot: one per precision and one per site, told apart by colour-blind readers too.
 
-After the palette of Okabe and Ito (2008). The same precision has the same colour wherever it appears.
+Precisions after the palette of Okabe and Ito (2008), sites and parts of the KV cache after Paul Tol's muted one, so
+that no colour means both. The same precision has the same colour wherever it appears.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ PRECISION: dict[str, str] = {
 
 # The sites of a line plot: one colour and one marker each, so that neither has to carry the meaning alone.
 SITE: dict[str, tuple[str, str]] = {
-    "residual_mid": ("#000000", "o"),
-    "attention.qkv": ("#0072B2", "s"),
-    "attention.o": ("#56B4E9", "D"),
-    "mlp.gate_up": ("#E69F00", "^"),
-    "mlp.down": ("#CC79A7", "v"),
+    "residual_mid": ("#4D4D4D", "o"),
+    "attention.qkv": ("#332288", "s"),
+    "attention.o": ("#44AA99", "D"),
+    "mlp.gate_up": ("#999933", "^"),
+    "mlp.down": ("#882255", "v"),
 }
 
 # Keys and values of the KV cache, with a marker each.
-KV: dict[str, tuple[str, str]] = {"key": ("#0072B2", "o"), "value": ("#E69F00", "s")}
+KV: dict[str, tuple[str, str]] = {"key": ("#332288", "o"), "value": ("#999933", "s")}
 
 # Two states of the same thing: as it is, and as it would be (after smoothing, another data set, another recipe).
 BEFORE, AFTER = "#0072B2", "#D55E00"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -32,12 +33,31 @@ _SITE = "attention.qkv"
 _FORMAT = {"kind": "attention inputs", "version": "1"}
 
 
+@dataclass(frozen=True)
+class CollectOptions:
+    """How the model runs that attention's inputs are collected from.
+
+    Attributes:
+        dtype: of weights and activations.
+        device: "cpu" or a CUDA device.
+
+    Raises:
+        RecipeError: no such dtype.
+    """
+
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise RecipeError(f"dtype of attention inputs is {self.dtype!r}", allowed=", ".join(DTYPES))
+
+
 def collect_attention_inputs(
     source: HFCheckpoint,
     windows: Tensor,
     folder: str | Path,
-    dtype: str = "bfloat16",
-    device: str = "cpu",
+    options: CollectOptions | None = None,
     report: Reporter = silent,
 ) -> Path:
     """Run windows through a model and keep what enters attention; an older file is replaced.
@@ -46,8 +66,7 @@ def collect_attention_inputs(
         source: the model.
         windows: ``[count, length]`` int64 token ids, of other text than the ranges that are to be judged with them.
         folder: made if it is not there; gets ``attention_inputs.safetensors``.
-        dtype: of weights and activations.
-        device: "cpu" or a CUDA device.
+        options: how the model runs; None takes the defaults.
         report: told the layers that are done; may stop the run, which then leaves the folder as it was.
 
     Returns:
@@ -56,16 +75,15 @@ def collect_attention_inputs(
     Raises:
         CheckpointError: the model is not usable, or an activation is NaN or infinite.
         LimitError: the windows do not fit the model.
-        RecipeError: no such dtype.
         BackendError: no such device.
     """
-    if dtype not in DTYPES:
-        raise RecipeError(f"dtype of attention inputs is {dtype!r}", allowed=", ".join(DTYPES))
+    options = options or CollectOptions()
+    dtype = torch_dtype(options.dtype)
     source.check()
     check_windows(windows, source)
-    walk = LayerWalk(source, torch_dtype(dtype), device)
+    walk = LayerWalk(source, dtype, options.device)
     layers, shape = source.config.num_layers, (*windows.shape, source.config.qkv_features)
-    plan = {layer_tap(layer, _SITE): TensorSpec(torch_dtype(dtype), shape) for layer in range(layers)}
+    plan = {layer_tap(layer, _SITE): TensorSpec(dtype, shape) for layer in range(layers)}
     path = Path(folder) / ATTENTION_INPUTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

@@ -218,8 +218,8 @@ class _Calibration:
         """All that the files depend on, by the name that a person gives it."""
         return {
             "model": self.counted.model_fingerprint,
-            "text": _sha256(self.data.ranges),
-            "tune text": "none" if self.data.tune is None else _sha256(self.data.tune),
+            "text": windows_sha256(self.data.ranges),
+            "tune text": "none" if self.data.tune is None else windows_sha256(self.data.tune),
             "dataset": self.data.dataset,
             "samples": str(len(self.data.ranges)),
             "length": str(self.data.ranges.shape[1]),
@@ -274,5 +274,6 @@ def check_windows(windows: Tensor, source: HFCheckpoint) -> None:
         )
 
 
-def _sha256(windows: Tensor) -> str:
+def windows_sha256(windows: Tensor) -> str:
+    """The digest of windows ``[count, length]`` of token ids, as a calibration's files name them."""
     return hashlib.sha256(windows.contiguous().numpy().tobytes()).hexdigest()

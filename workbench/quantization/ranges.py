@@ -56,7 +56,7 @@ class RangesSource:
     dtype: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ActivationRanges:
     """Absolute maxima and histograms of magnitudes, over every token that calibration saw.
 
@@ -87,6 +87,10 @@ class ActivationRanges:
                     raise CheckpointError(
                         f"the ranges of {place} {name} hold NaN or infinite values", fix="calibrate again"
                     )
+
+    def __repr__(self) -> str:
+        seen = ", ".join(f"{source.dataset} {source.windows} x {source.length} tokens" for source in self.source)
+        return f"ActivationRanges({seen}; {len(self.inputs)} linear layers, {len(self.keys)} layers of keys and values)"
 
     def input_absmax(self, linear: str) -> Tensor:
         """Maxima of a linear layer's input per channel, ``[in]`` float32.

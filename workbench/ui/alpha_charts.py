@@ -45,7 +45,9 @@ def curve_chart(picture: GroupPicture) -> Chart:
             for alpha, error in zip(curve.alphas, curve.errors, strict=True)
         ]
         marks.append(Line(*_points(curve), "error by alpha", AFTER, marker="o", texts=texts))
-    marks.append(Rule("y", 100 * picture.plain.error, f"not smoothed: {percent(picture.plain.error)}", BEFORE))
+    better = ", better than any alpha" if curve is not None and picture.plain.error < curve.best[1] else ""
+    plain = f"not smoothed: {percent(picture.plain.error)}{better}"
+    marks.append(Rule("y", 100 * picture.plain.error, plain, BEFORE))
     if curve is not None:
         alpha, error = curve.best
         marks.append(Points([alpha], [100 * error], f"minimum: alpha {alpha:.2f}, {percent(error)}", BEST, 11.0))
@@ -87,10 +89,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def error_text(error: float | None, best: tuple[float, float] | None) -> str:
-    """A group's error, and the least of those that were tried, in words."""
+def error_text(error: float | None, best: tuple[float, float] | None, plain: float | None = None) -> str:
+    """A group's error, and the least of those that were tried, in words.
+
+    Args:
+        error: now; None where it was not measured.
+        best: alpha of the least error, and that error; None where no alpha was tried.
+        plain: the error without smoothing; said where no alpha that was tried is as good.
+    """
     least = "" if best is None else f" (least {percent(best[1])} at {best[0]:.2f})"
-    return ("not measured" if error is None else percent(error)) + least
+    better = "" if plain is None or best is None or plain >= best[1] else f"; not smoothing is better: {percent(plain)}"
+    return ("not measured" if error is None else percent(error)) + least + better
 
 
 def _maxima(title: str, what: str, sides: tuple[tuple[Tensor, float], tuple[Tensor, float]]) -> Chart:

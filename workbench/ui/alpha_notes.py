@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 
+from workbench.bench.alpha_book import AlphaBook, without
 from workbench.bench.bench import Bench
-from workbench.bench.state import BenchState, group_name
+from workbench.bench.state import BenchState, group_name, is_kept, split_group
 from workbench.quantization.alpha_search import AlphaSearch
 from workbench.recipe import SmoothQuant
+from workbench.ui.alpha_charts import error_text
 
 
 def about_errors(search: AlphaSearch, *, can_judge: bool) -> str:
@@ -32,12 +34,40 @@ def about_recipe(state: BenchState) -> str:
     )
 
 
-def row_note(how: SmoothQuant, layer: int, group: str, *, locked: bool) -> str:
-    """Where a group's alpha comes from."""
-    note = "its own" if group_name(layer, group) in how.alpha_by_group else "as all groups"
+def row_note(state: BenchState, layer: int, group: str) -> str:
+    """Where a group's alpha comes from, or that the recipe keeps its linear layer out of quantization."""
+    how, name = state.smoothing or SmoothQuant(), group_name(layer, group)
+    note = "its own" if name in how.alpha_by_group else "as all groups"
     if how.alpha_of(layer, group) is None:
         note = "not smoothed"
-    return f"{note}, locked" if locked else note
+    if is_kept(state.recipe, layer, group):
+        note = f"kept in {state.recipe.dtype}"
+    return f"{note}, locked" if name in state.locked else note
+
+
+def row_error(state: BenchState, book: AlphaBook | None, layer: int, group: str) -> str:
+    """What is known of a group's error, in words; empty where there is nothing that computes errors."""
+    if book is None:
+        return ""
+    if is_kept(state.recipe, layer, group):
+        return "0 %: no integers"
+    how = state.smoothing or SmoothQuant()
+    plain = book.known_error(layer, group, without(how, group))
+    return error_text(book.known_error(layer, group, how), book.known_best(layer, group, how), plain)
+
+
+def why_no_picture(state: BenchState, name: str, *, computing: bool) -> str:
+    """Why the charts of a group (``layers.12.down``) are empty, in words."""
+    if state.search is None:
+        return what_is_missing(state)
+    if is_kept(state.recipe, *split_group(name)):
+        return about_kept(state, name)
+    return f"{name}: {'computing its error' if computing else 'its error could not be computed'}"
+
+
+def about_kept(state: BenchState, name: str) -> str:
+    """Why a group that the recipe keeps has no charts."""
+    return f"{name} is kept in {state.recipe.dtype} by the recipe: no integers, so no alpha changes its error"
 
 
 def what_is_missing(state: BenchState) -> str:

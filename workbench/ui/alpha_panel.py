@@ -5,7 +5,6 @@ Computes nothing: errors come from the state's search, and what is chosen goes i
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,19 @@ from workbench.bench.alpha_book import AlphaBook, groups_frame
 from workbench.bench.bench import QUICK_LOOK, Bench
 from workbench.bench.job import Job
 from workbench.bench.judging import CURRENT, Judgement, judging_job
-from workbench.bench.state import BenchState, group_name, groups_of, split_group
+from workbench.bench.state import BenchState, group_name, groups_of, is_kept, kept_groups, split_group
 from workbench.bench.tuning import measuring_job, tuning_job
-from workbench.errors import Cancelled, RecipeError
+from workbench.errors import Cancelled, RecipeError, WorkbenchError
 from workbench.progress import ProgressEvent
 from workbench.quantization.alpha_search import AlphaCurve, AlphaSearch
-from workbench.quantization.range_counter import input_linear
 from workbench.quantization.smoothing_trial import GroupError
 from workbench.recipe import SMOOTHING_GROUPS, Recipe, SmoothQuant
-from workbench.ui.alpha_charts import CURVE_MARK, GroupPicture, charts_of, error_text, percent
+from workbench.ui import alpha_notes
+from workbench.ui.alpha_charts import CURVE_MARK, GroupPicture, charts_of, percent
 from workbench.ui.alpha_map import GROUPS, AlphaMap
-from workbench.ui.alpha_notes import about_errors, about_recipe, row_note, what_is_missing
 from workbench.ui.alpha_rows import RowCallbacks, RowView
 from workbench.ui.alpha_view import AlphaView
+from workbench.ui.alpha_wanted import Wanted, group_meant
 from workbench.ui.chart import draw
 from workbench.ui.history_buttons import HistoryButtons
 from workbench.ui.job_panel import JobPanel
@@ -100,7 +99,8 @@ class AlphaPanel(Panel):
     @property
     def frame(self) -> pd.DataFrame:
         """One row per smoothing group, as :func:`workbench.bench.alpha_book.groups_frame` gives them."""
-        return groups_frame(self._how, self.state.locked, self.num_layers, self._book)
+        kept = kept_groups(self.state.recipe, self.num_layers)
+        return groups_frame(self._how, self.state.locked, self.num_layers, self._book, kept)
 
     @property
     def figure(self) -> Figure | None:
@@ -109,7 +109,7 @@ class AlphaPanel(Panel):
 
     def __repr__(self) -> str:
         if self._picture is None:
-            return f"AlphaPanel({what_is_missing(self.state)})"
+            return f"AlphaPanel({alpha_notes.why_no_picture(self.state, self.group, computing=self.is_computing)})"
         now = self._picture.now
         alpha = "not smoothed" if now.alpha is None else f"alpha {now.alpha:g}"
         return f"AlphaPanel({self._picture.name}: {alpha}, output error {percent(now.error)})"
@@ -139,8 +139,12 @@ class AlphaPanel(Panel):
     @from_user
     def _move(self, group: str, alpha: float) -> None:
         name = group_name(self._layer, group)
-        # First the recipe: else the rows would put the slider back for a moment.
-        self.state.set_alpha(round(alpha, 4), name)
+        try:
+            # First the recipe: else the rows would put the slider back for a moment.
+            self.state.set_alpha(round(alpha, 4), name)
+        except WorkbenchError:
+            self._show_controls()  # the slider goes back
+            raise
         self.group = name
 
     @from_user
@@ -214,6 +218,11 @@ class AlphaPanel(Panel):
         return split_group(self.group)[0]
 
     @property
+    def _is_kept(self) -> bool:
+        """Whether the shown group is left without integers."""
+        return bool(self.group) and is_kept(self.state.recipe, *split_group(self.group))
+
+    @property
     def _how(self) -> SmoothQuant:
         """The recipe's smoothing; what it would be where the recipe has none."""
         return self.state.smoothing or SmoothQuant()
@@ -235,7 +244,7 @@ class AlphaPanel(Panel):
         with self.showing():
             self.view.layer.max = layers - 1
             if not self._first:
-                self.group = self._group_of(self.state.selected) or group_name(0, GROUPS[0])
+                self.group = group_meant(self.state.selected, self.group, self.num_layers) or group_name(0, GROUPS[0])
         if self._first:
             self.group = group_name(*groups_of(self._first, layers)[0])
 
@@ -252,7 +261,7 @@ class AlphaPanel(Panel):
 
     @shows_errors
     def _selection_changed(self, change: Any) -> None:
-        name = self._group_of(change["new"])
+        name = group_meant(change["new"], self.group, self.num_layers)
         if name is not None:
             with self.showing():
                 self.group = name
@@ -272,20 +281,11 @@ class AlphaPanel(Panel):
         layer, group = split_group(self.group)
         if not self.is_showing:  # chosen here, by hand or in code: the other panels follow
             self.state.selected = f"layers.{layer}.{SMOOTHING_GROUPS[group]}"
-        with self.showing():
+        with self.drawing, self.showing():
             self.view.layer.value = layer
             self.view.map.select(layer, group)
         self._show_controls()
         self._refresh()
-
-    def _group_of(self, tap: str) -> str | None:
-        """The smoothing group of a linear layer or its input; of several the shown one, else the first."""
-        try:
-            places = groups_of(input_linear(tap) or tap, self.num_layers) if tap else []
-        except RecipeError:
-            places = []
-        names = [group_name(*place) for place in places]
-        return self.group if self.group in names else next(iter(names), None)
 
     def _show_what_is_missing(self) -> None:
         view, search = self.view, self.state.search
@@ -294,9 +294,9 @@ class AlphaPanel(Panel):
         view.work.judge.layout.display = "" if judges else "none"
         if search is not None:
             view.missing.children = ()
-            view.error_note.value = about_errors(search, can_judge=judges)
+            view.error_note.value = alpha_notes.about_errors(search, can_judge=judges)
             return
-        view.say_what_is_missing(what_is_missing(self.state))
+        view.say_what_is_missing(alpha_notes.what_is_missing(self.state))
         if isinstance(self.state, Bench) and not view.offers:
             view.offer(JobPanel(self.state.calibrate(QUICK_LOOK)))
 
@@ -305,13 +305,13 @@ class AlphaPanel(Panel):
             return
         how, view = self._how, self.view
         layer, active = split_group(self.group)
-        with self.showing():
+        with self.drawing, self.showing():
             view.all_groups.value = how.alpha
-            view.recipe_note.value = about_recipe(self.state)
+            view.recipe_note.value = alpha_notes.about_recipe(self.state)
             for group, row in view.rows.items():
                 name, alpha = group_name(layer, group), how.alpha_of(layer, group)
                 locked = name in self.state.locked
-                note = row_note(how, layer, group, locked=locked)
+                note = alpha_notes.row_note(self.state, layer, group)
                 own = name in how.alpha_by_group
                 row.show(RowView(how.alpha if alpha is None else alpha, note, own, locked, group == active))
         self._show_row_errors()
@@ -321,61 +321,64 @@ class AlphaPanel(Panel):
         self.view.work.show_judgement(self.judgement, outdated=outdated)
 
     def _show_row_errors(self) -> None:
-        book, how, layer = self._book, self._how, self._layer
-        for group, row in self.view.rows.items():
-            known = book and error_text(book.known_error(layer, group, how), book.known_best(layer, group, how))
-            row.show_error(known or "")
+        with self.drawing:
+            for group, row in self.view.rows.items():
+                row.show_error(alpha_notes.row_error(self.state, self._book, self._layer, group))
 
     # ---- what takes a while
 
+    @property
+    def _now(self) -> Wanted | None:
+        """All that the charts depend on; None while there is nothing to compute."""
+        if self._book is None or not self.group or self._is_kept:
+            return None
+        return Wanted(self._book, self.group, self._how)
+
     def _refresh(self) -> None:
         """Compute what the charts show; the newest request wins."""
-        book, name, how = self._book, self.group, self._how
+        wanted = self._now
         self._draw_map()
-        if book is None or not name:
+        if wanted is None:
+            self._show_nothing()
             return
-        if self._picture is None or self._picture.name != name:
-            self.say(f"computing the error of {name} ...")
+        if self._picture is None or self._picture.name != wanted.name:
+            self.say(f"computing the error of {wanted.name} ...")
+        self.compute(wanted.picture, lambda picture: self._show_picture(picture, wanted), "picture")
 
-        def work() -> GroupPicture:
-            place = split_group(name)
-            known = book.known_curve(*place, how)
-            return GroupPicture(name, book.error(*place, how), book.unsmoothed(*place, how), known)
+    def _show_nothing(self) -> None:
+        """No chart: there is no book, or the group is not quantized."""
+        with self.drawing:
+            self._picture = None
+            self.view.draw(None)
+            kept = self._book is not None and self._is_kept
+            self.say(alpha_notes.about_kept(self.state, self.group) if kept else "")
 
-        self.compute(work, lambda picture: self._show_picture(picture, book, how), "picture")
-
-    def _show_picture(self, picture: GroupPicture, book: AlphaBook, how: SmoothQuant) -> None:
-        if picture.name != self.group or book is not self._book:
+    def _show_picture(self, picture: GroupPicture, wanted: Wanted) -> None:
+        if wanted != self._now:
             return
         self._picture = picture
         self.view.draw(picture)
         self.say("")
         self._show_row_errors()
         self._draw_map()
-        self.compute(lambda: self._rest(picture, book, how), self._show_rest, "rest")
+        self.compute(lambda: self._rest(picture, wanted), lambda whole: self._show_rest(whole, wanted), "rest")
 
-    def _rest(self, picture: GroupPicture, book: AlphaBook, how: SmoothQuant) -> GroupPicture | None:
+    def _rest(self, picture: GroupPicture, wanted: Wanted) -> GroupPicture | None:
         """The curve, and the errors of the layer's other groups; None when something else is shown by now."""
-        layer, group = split_group(picture.name)
 
         def report(_event: ProgressEvent) -> None:
-            if self._picture is not picture or self._how != how:
+            if self.closed or wanted != self._now:
                 raise Cancelled("something else is shown by now")
 
         try:
-            whole = dataclasses.replace(picture, curve=book.curve(layer, group, how, report))
-            for other in GROUPS:
-                report(ProgressEvent("errors", 0, 0))
-                if book.known_error(layer, other, how) is None:
-                    book.error(layer, other, how)
+            return wanted.with_rest(picture, report)
         except Cancelled:
             return None
-        return whole
 
-    def _show_rest(self, whole: GroupPicture | None) -> None:
-        if whole is None or self._picture is None or whole.name != self._picture.name:
+    def _show_rest(self, whole: GroupPicture | None, wanted: Wanted) -> None:
+        if whole is None or wanted != self._now:
             return
-        had = self._picture.curve is not None
+        had = self._picture is not None and self._picture.curve is not None
         self._picture = whole
         if not had:
             self.view.draw(whole)

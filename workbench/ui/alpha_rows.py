@@ -64,7 +64,8 @@ class GroupRow(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no type
         self.name = ipywidgets.Button(
             description=group, tooltip=f"show {group} ({site}) in the charts", layout={"width": _WIDTHS["name"]}
         )
-        self.slider = alpha_slider("", f"alpha of {group}", _WIDTHS["slider"])
+        self.slider = alpha_slider(f"Alpha of {group}", f"alpha of {group}", _WIDTHS["slider"])
+        self.slider.add_class("wb-unseen-label")  # the button beside it says the same to the eye
         self.note = ipywidgets.HTML(layout={"width": _WIDTHS["note"]})
         self.error = ipywidgets.HTML(layout={"width": _WIDTHS["error"]})
         self.lock = ipywidgets.ToggleButton(

@@ -12,6 +12,7 @@ from workbench.ui.alpha_map import GROUPS, AlphaMap
 from workbench.ui.alpha_rows import GroupRow, RowCallbacks, alpha_slider, rows_heading
 from workbench.ui.alpha_work import AlphaWork
 from workbench.ui.chart_view import ChartView
+from workbench.ui.widget_tree import put
 
 _WRAP = {"flex_flow": "row wrap", "align_items": "center"}
 
@@ -47,9 +48,10 @@ class AlphaView:
             layout={"width": "454px"},
         )
         self.rows = {group: GroupRow(group, callbacks) for group in GROUPS}
-        self.charts = [ChartView(clickable=index == 0) for index in range(3)]
-        for chart, basis in zip(self.charts, ("420px", "290px", "290px"), strict=True):
-            chart.layout = ipywidgets.Layout(flex=f"1 1 {basis}", min_width="260px")
+        self.charts = [
+            ChartView(clickable=index == 0, layout={"flex": f"1 1 {basis}", "min_width": "260px"})
+            for index, basis in enumerate(("420px", "290px", "290px"))
+        ]
         self.map, self.work = map_of_groups, AlphaWork()
         self.work.also_blocks([map_of_groups.measure_button])
         self.recipe_note, self.error_note = ipywidgets.HTML(), ipywidgets.HTML()
@@ -71,7 +73,7 @@ class AlphaView:
     def say_what_is_missing(self, text: str) -> None:
         """Say why there are no errors."""
         line = ipywidgets.HTML(f'<div class="wb-line"><b>No errors to show:</b> {html.escape(text)}</div>')
-        self.missing.children = (line, *self.missing.children[1:])
+        put(self.missing, line, *self.missing.children[1:])
 
     @property
     def offers(self) -> bool:
@@ -80,9 +82,10 @@ class AlphaView:
 
     def offer(self, widget: Any) -> None:
         """Put what mends it below the sentence."""
-        self.missing.children = (self.missing.children[0], widget)
+        put(self.missing, self.missing.children[0], widget)
 
-    def draw(self, picture: GroupPicture) -> None:
-        """Show one group in the charts."""
-        for view, chart in zip(self.charts, charts_of(picture), strict=True):
+    def draw(self, picture: GroupPicture | None) -> None:
+        """Show one group in the charts; None takes them away."""
+        charts = [None] * len(self.charts) if picture is None else charts_of(picture)
+        for view, chart in zip(self.charts, charts, strict=True):
             view.chart = chart

@@ -11,6 +11,7 @@ import ipywidgets
 from workbench.bench.job import ENDED, Job
 from workbench.bench.judging import Judgement
 from workbench.ui.job_panel import JobPanel
+from workbench.ui.widget_tree import put
 
 _COLUMNS = ("Recipe", "KL to float32 [nats per token]", "Change of perplexity", "Same first choice")
 
@@ -67,8 +68,8 @@ class AlphaWork(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no typ
                 ended(job)
 
         job.observe(follow, "state")
-        self.job_panel = JobPanel(job)
-        self._place.children = (self.job_panel,)
+        self.job_panel = JobPanel(job, again=False)
+        put(self._place, self.job_panel)
         job.start()
 
     def stop(self) -> None:

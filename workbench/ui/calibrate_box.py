@@ -12,6 +12,7 @@ from workbench.bench.job import Job
 from workbench.errors import RecipeError
 from workbench.ui.job_panel import JobPanel
 from workbench.ui.panel import Panel, from_user, shows_errors
+from workbench.ui.widget_tree import put
 
 _WIDE = {"description_width": "initial"}
 _CALIBRATE = "calibrate"
@@ -104,7 +105,7 @@ class CalibrateBox(Panel):
             return self.job
         self.say("")
         self.job = self._bench.calibrate(request)
-        self._place.children = [JobPanel(self.job).start()]
+        put(self._place, JobPanel(self.job, again=False).start())
         return self.job
 
     def show_cached(self) -> None:
@@ -125,7 +126,7 @@ class CalibrateBox(Panel):
         running = self._bench.jobs.running
         if running is not None and running.title.startswith(_CALIBRATE):
             self.job = running
-            self._place.children = [JobPanel(running)]
+            put(self._place, JobPanel(running, again=False))
 
     @property
     def quick_look_needed(self) -> bool:

@@ -53,7 +53,7 @@ class ComparePanel(Panel):
     def __init__(self, bench: Bench, candidate: ModelChoice = None, reference: ModelChoice = HUGGING_FACE) -> None:
         self.bench = bench
         self._asked = _Asked(ComparisonRequest(), live=False)
-        self._shown: tuple[_Asked, Comparison] | None = None
+        self._shown: _Asked | None = None
         self.reference = ModelChooser(bench, "Reference", reference)
         self.candidate = ModelChooser(bench, "Candidate", candidate)
         words: dict[str, Any] = {"style": {"description_width": "initial"}, "layout": {"width": "180px"}}
@@ -129,28 +129,28 @@ class ComparePanel(Panel):
     def _work(self, report: Reporter) -> LayerDiff:
         asked = self._asked
         comparison = compare_models(self.bench, asked.request, report)
-        self._shown = (asked, comparison)
-        self._show(comparison.diff)
+        self._shown = asked
+        self._show(comparison)
         return comparison.diff
 
-    def _show(self, diff: LayerDiff) -> None:
+    def _show(self, comparison: Comparison) -> None:
+        # Bound now: when the button's job has its turn, another comparison may be shown.
+        def rerun(diff: LayerDiff, report: Reporter) -> LayerDiff:
+            return replace(comparison, diff=diff).in_float64(report)
+
         if self._diff_panel is None:
-            self._diff_panel = LayerDiffPanel(diff, state=self.bench, rerun=self._rerun)
+            self._diff_panel = LayerDiffPanel(comparison.diff, state=self.bench, rerun=rerun)
             self._place.children = (self._diff_panel,)
         else:
-            self._diff_panel.diff = diff
+            self._diff_panel.show(comparison.diff, rerun)
         self.reference.refresh()
         self.candidate.refresh()
         self._on_recipe()
 
-    def _rerun(self, diff: LayerDiff, report: Reporter) -> LayerDiff:
-        assert self._shown is not None
-        return replace(self._shown[1], diff=diff).in_float64(report)
-
     @shows_errors
     def _on_recipe(self, _change: Any = None) -> None:
         outdated = False
-        if self._shown is not None and self._shown[0].live:
-            request = self._shown[0].request
+        if self._shown is not None and self._shown.live:
+            request = self._shown.request
             outdated = self.bench.recipe not in (request.candidate, request.reference)
         self._note.value = _OUTDATED if outdated else ""

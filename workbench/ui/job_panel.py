@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import ipywidgets
 
 from workbench.bench.job import Job
+from workbench.ui.widget_tree import close_parts
 
 _STYLES = {"done": "success", "stopped": "warning", "failed": "danger"}
+_SHOWN = ["state", "message", "event"]
 
 
 class JobPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -18,13 +21,14 @@ class JobPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
 
     Args:
         job: the job; or the title of one, which then does ``work``.
+        again: offers a button that starts it, once more too; leave it out where other buttons start jobs.
         work: called in a thread with ``report=``, a :data:`workbench.progress.Reporter`.
 
     Attributes:
         job: the job that is shown.
     """
 
-    def __init__(self, job: Job | str, work: Callable[..., Any] | None = None) -> None:
+    def __init__(self, job: Job | str, work: Callable[..., Any] | None = None, *, again: bool = True) -> None:
         if isinstance(job, str):
             if work is None:
                 raise TypeError("JobPanel needs a Job, or a title and a function")
@@ -41,9 +45,11 @@ class JobPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         self.status = ipywidgets.HTML()
         self.start_button.on_click(lambda _: self.start())
         self.stop_button.on_click(lambda _: self.stop())
+        if not again:
+            self.start_button.layout.display = "none"
         super().__init__([ipywidgets.HBox([self.start_button, self.stop_button, self.bar]), self.status])
         self.add_class("wb-job")
-        job.observe(self._show, ["state", "message", "event"])
+        job.observe(self._show, _SHOWN)
         self._show()
 
     @property
@@ -64,6 +70,15 @@ class JobPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         """What the job returned; waits for its end. See :meth:`workbench.bench.job.Job.result`."""
         return self.job.result(timeout_s)
 
+    def close(self) -> None:
+        """Take the widgets away, and hear nothing more of the job, which goes on."""
+        job: Job | None = getattr(self, "job", None)  # a panel whose arguments were refused has none
+        if job is not None:
+            with contextlib.suppress(ValueError):  # closed before
+                job.unobserve(self._show, _SHOWN)
+        close_parts(self)
+        super().close()
+
     def _show(self, _change: Any = None) -> None:
         """Runs in the job's thread."""
         job = self.job
@@ -75,6 +90,7 @@ class JobPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         if job.state == "idle":
             self.status.value = f"{html.escape(job.title)}: not started"
             return
-        self.status.value = (
-            f"<b>{html.escape(job.title)}</b> {job.elapsed_s:.0f} s &middot; {html.escape(job.message + left)}"
-        )
+        told = html.escape(job.message + left)
+        if job.state == "failed":
+            told = f'<span class="wb-error" role="alert">{told}</span>'
+        self.status.value = f"<b>{html.escape(job.title)}</b> {job.elapsed_s:.0f} s &middot; {told}"

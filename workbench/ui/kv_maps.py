@@ -28,7 +28,7 @@ class KVMaps(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no types
     def __init__(self, chosen: Callable[[str, int, int], None]) -> None:
         self._chosen = chosen
         self._layers: list[int] = []
-        self.cells = {part: HeatMap(axes=("KV head", "layer")) for part in PARTS}
+        self.cells = {part: HeatMap(axes=("KV head", "layer"), layout={"width": "100%"}) for part in PARTS}
         self.legends = {part: ScaleLegend() for part in PARTS}
         for part, cells in self.cells.items():
             cells.add_class(f"wb-kv-{part}")
@@ -38,8 +38,7 @@ class KVMaps(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _one(self, part: str) -> ipywidgets.VBox:
         scrolled = ipywidgets.Box([self.cells[part]], layout={"max_height": _MOST_HEIGHT, "overflow": "hidden auto"})
-        self.cells[part].layout = ipywidgets.Layout(width="100%")
-        name = f"Largest magnitude of {PART_NAMES[part]}, by layer and head"
+        name = f"Largest magnitude of {PART_NAMES[part]} as calibrated, before smoothing"
         title = ipywidgets.HTML(f'<div class="wb-line"><b>{name}</b></div>')
         return ipywidgets.VBox(
             [title, self.legends[part], scrolled], layout={"flex": "1 1 480px", "min_width": "300px"}
@@ -58,7 +57,7 @@ class KVMaps(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no types
                 for place, layer in enumerate(self._layers)
             ]
             with cells.hold_sync():
-                cells.label = f"largest magnitude of {PART_NAMES[part]}"
+                cells.label = f"largest magnitude of {PART_NAMES[part]} as calibrated"
                 cells.rows = [str(head) for head in range(len(values))]
                 cells.columns = [str(layer) for layer in self._layers]
                 cells.colors, cells.texts = list(colored.colors.flat), texts

@@ -71,6 +71,7 @@ class KVScalesPanel(Panel):
         self.state = state if state is not None else BenchState()
         self._book: KVBook | None = None
         self._picture: LayerPicture | None = None
+        self._pictured: Wanted | None = None  # what the picture is of
         self._opened = False  # whether a layer is shown that someone may have chosen
         self._how = self.state.recipe.kv_cache or Int8KVCache()
         self.view = KVView(KVStudyBox(self.state), self._choose_cell)
@@ -279,7 +280,7 @@ class KVScalesPanel(Panel):
         state, ranges = self.state, self.ranges
         study = state.kv_study
         if study is None:
-            self._book = self._picture = None
+            self._book = self._picture = self._pictured = None
         elif self._book is None or self._book.study is not study or self._book.search is not state.search:
             self._book, self._picture = KVBook(study, state.search), None
         self.view.heading.value, self.view.missing.value = kv_notes.title(state), kv_notes.what_is_missing(state)
@@ -300,7 +301,7 @@ class KVScalesPanel(Panel):
 
     def _show_ranges(self, ranges: ActivationRanges) -> None:
         layers = kv_layers(ranges)
-        with self.showing():
+        with self.drawing, self.showing():
             self.view.set_sizes(len(layers), len(ranges.keys[layers[0]]))
             self.view.maps.show(ranges)
             meant = self._layer_meant(self.state.selected)
@@ -315,17 +316,19 @@ class KVScalesPanel(Panel):
         recipe, can_clip = self.state.recipe, self.ranges is None or has_kv_histograms(self.ranges)
         int8 = recipe.kv_cache is not None
         self._how = recipe.kv_cache or (self._how if can_clip else Int8KVCache(self._how.granularity))
-        with self.showing():
+        with self.drawing, self.showing():
             self.view.show_choice(self._how, int8=int8)
         self.view.choice_note.value = kv_notes.about_choice(recipe, self._how, can_clip=can_clip)
         self.view.memory.value = kv_notes.memory_table(self.memory, int8=int8)
 
     def _show_place(self) -> None:
-        with self.showing():
+        with self.drawing, self.showing():
             self.view.show_place(self.layer, self._head)
-        if self._picture is not None and self._picture.layer == self.layer:
-            self._draw()
-        else:
+        with self.drawing:
+            drawn = self._picture is not None and self._picture.layer == self.layer
+            if drawn:
+                self._draw()
+        if not drawn:
             self._refresh()
 
     # ---- what takes a while
@@ -344,7 +347,7 @@ class KVScalesPanel(Panel):
     def _show_picture(self, picture: LayerPicture, wanted: Wanted) -> None:
         if wanted != self._now:
             return
-        self._picture = picture
+        self._picture, self._pictured = picture, wanted
         self._draw()
         self.say("")
         self.compute(lambda: self._rest(wanted), lambda _: None, "rest")
@@ -372,9 +375,11 @@ class KVScalesPanel(Panel):
 
     def _show_known(self, wanted: Wanted) -> None:
         """Draw what the book knows by now."""
-        if self._picture is not None and wanted == self._now:
-            self._picture = wanted.with_known(self._picture)
-            self._draw()
+        with self.drawing:
+            # The picture may be of another layer yet, where a person went there and came back.
+            if self._picture is not None and wanted == self._pictured == self._now:
+                self._picture = wanted.with_known(self._picture)
+                self._draw()
 
     def _draw(self) -> None:
         picture, view, book = self._picture, self.view, self._book

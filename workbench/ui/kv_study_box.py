@@ -8,6 +8,7 @@ from workbench.bench.bench import QUICK_LOOK, Bench
 from workbench.bench.job import Job
 from workbench.bench.state import BenchState
 from workbench.ui.job_panel import JobPanel
+from workbench.ui.widget_tree import put
 
 
 class KVStudyBox(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -51,7 +52,7 @@ class KVStudyBox(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no ty
         return self._state.kv_study is not None
 
     def _show(self, *panels: JobPanel) -> None:
-        self.children = panels
+        put(self, *panels)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for the end of what is under way.

@@ -36,12 +36,13 @@ class KVView:
     def __init__(self, study: KVStudyBox, chosen: Callable[[str, int, int], None]) -> None:
         self.stored = ipywidgets.ToggleButtons(
             options=[("not quantized", DENSE), *((f"INT8 {GRANULARITIES[each]}", each) for each in _ORDER)],
+            description="Keys and values are",
             tooltips=[
                 "stored in the recipe's dtype",
                 "one scale for all heads of a layer",
                 "one scale for each KV head",
             ],
-            style={"button_width": "auto"},
+            style={"button_width": "auto", **_WIDE},
         )
         self.slider = ipywidgets.FloatSlider(
             100.0,
@@ -55,8 +56,15 @@ class KVView:
             layout={"width": "560px"},
         )
         self.field = ipywidgets.BoundedFloatText(
-            100.0, min=50.0, max=100.0, step=0.001, tooltip="the same, 50 to 100 %", layout={"width": "92px"}
+            100.0,
+            min=50.0,
+            max=100.0,
+            step=0.001,
+            description="Percentile in figures",
+            tooltip="the same, 50 to 100 %",
+            layout={"width": "92px"},
         )
+        self.field.add_class("wb-unseen-label")  # it stands beside the slider
         self.maps = KVMaps(chosen)
         self.layer = ipywidgets.IntSlider(
             0, min=0, max=0, description="Layer", tooltip="the layer that the charts show", layout={"width": "440px"}
@@ -68,10 +76,10 @@ class KVView:
             style=_WIDE,
             layout={"width": "160px"},
         )
-        self.depth, self.curve = ChartView(), ChartView()
-        self.heads, self.magnitudes = ChartView(), ChartView(clickable=False)
-        for chart in self.charts:
-            chart.layout = ipywidgets.Layout(flex="1 1 480px", min_width="300px")
+        self.depth, self.curve, self.heads, self.magnitudes = (
+            ChartView(clickable=clickable, layout={"flex": "1 1 480px", "min_width": "300px"})
+            for clickable in (True, True, True, False)
+        )
         self.heading, self.choice_note, self.memory, self.missing = (ipywidgets.HTML() for _ in range(4))
         self.layer_note, self.layers_note, self.errors_note = (ipywidgets.HTML() for _ in range(3))
         self.study = study
@@ -85,8 +93,7 @@ class KVView:
     def above(self, history: Any) -> list[Any]:
         """From the top down to where the status line stands."""
         percentile = ipywidgets.HBox([self.slider, self.field, ipywidgets.Label("%"), history], layout=_WRAP)
-        stored = ipywidgets.HBox([ipywidgets.Label("Keys and values are"), self.stored], layout=_WRAP)
-        self.controls = ipywidgets.VBox([stored, percentile, self.choice_note, self.memory])
+        self.controls = ipywidgets.VBox([self.stored, percentile, self.choice_note, self.memory])
         return [self.heading, self.controls, self.missing, self.study]
 
     def below(self) -> list[Any]:

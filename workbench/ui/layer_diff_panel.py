@@ -30,6 +30,7 @@ from workbench.ui.job_panel import JobPanel
 from workbench.ui.layer_diff_charts import depth_chart, error_chart, place_in_depth, tap_in_depth, value_chart
 from workbench.ui.panel import Panel, from_user, shows_errors
 from workbench.ui.token_error_box import TokenErrorBox
+from workbench.ui.widget_tree import put
 
 Rerun = Callable[[LayerDiff, Reporter], LayerDiff]
 
@@ -81,6 +82,11 @@ class LayerDiffPanel(Panel):
         for name, widget in (named | {"wb-tap-values": self._values, "wb-tap-errors": self._errors}).items():
             widget.add_class(name)
 
+    def show(self, diff: LayerDiff, rerun: Rerun) -> None:
+        """Show another difference, with a rerun of its own; one that is offered already stays bound to its pair."""
+        self._rerun = rerun
+        self.diff = diff
+
     def _offer_rerun(self, rerun: Rerun) -> None:
         """A button for the difference that is shown now."""
         shown = self.diff
@@ -95,7 +101,7 @@ class LayerDiffPanel(Panel):
         button = self._job.start_button
         button.description, button.layout.width = "Rerun in float64", "auto"
         button.tooltip = "run both models again in float64 on one window: tells a fault from rounding"
-        self._job_place.children = (self._job,)
+        put(self._job_place, self._job)
 
     def _laid_out(self) -> list[ipywidgets.Widget]:
         wrap = {"flex_flow": "row wrap"}

@@ -37,8 +37,10 @@ class ModelChooser(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no 
             description=label, style={"description_width": "initial"}, layout={"width": "400px"}
         )
         self.folder = ipywidgets.Text(
-            placeholder="folder of a checkpoint or an engine",
-            layout={"width": "330px"},
+            placeholder="of a checkpoint or an engine",
+            description="Folder",
+            style={"description_width": "initial"},
+            layout={"width": "380px"},
             continuous_update=False,
             tooltip="the folder that 'workbench convert' or 'workbench build' wrote",
         )

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import html
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,9 +19,15 @@ import pandas as pd
 
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.ui.chart import to_png
+from workbench.ui.widget_tree import close_parts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# So long a cell's output waits for what a static picture shows; a widget must not keep a person waiting.
+PICTURE_S = 3.0
+# Rows of a table that stands where there is neither a widget nor a picture.
+TABLE_ROWS = 40
 
 Callback = TypeVar("Callback", bound=Callable[..., None])
 
@@ -54,10 +61,16 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     Subclasses build their widgets, call ``super().__init__(children)``, and watch the state's traits with
     :meth:`watch`. What a user does becomes a trait of the state (in a :func:`from_user` callback); a trait of the state
     becomes what the user sees (in a :func:`shows_errors` callback, its widgets set inside :meth:`showing`).
+
+    Attributes:
+        drawing: held while several widgets are set that belong together, and around everything that :meth:`compute`
+            shows: two threads never draw at once. Whoever holds it changes no recipe and waits for no work.
+        closed: whether :meth:`close` was called.
     """
 
     def __init__(self, children: Sequence[ipywidgets.Widget], css_class: str = "") -> None:
         self._own = threading.local()
+        self.drawing, self.closed = threading.RLock(), False
         self._watched: list[tuple[Any, Callable[[Any], None], list[str]]] = []
         self._workers: dict[str, _Newest] = {}
         self._status = ipywidgets.HTML()
@@ -128,16 +141,15 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._watched.append((state, callback, list(names)))
 
     def close(self) -> None:
-        """Stop watching, and take the widgets away; panels among the children are closed too."""
+        """Stop watching, and take the widgets away, all that the panel is made of; jobs that are under way go on."""
+        self.closed = True
         # A panel whose construction failed is closed as well, when its memory is freed.
         watched: list[Any] = getattr(self, "_watched", [])
         for state, callback, names in watched:
             with contextlib.suppress(ValueError):
                 state.unobserve(callback, names)
         watched.clear()
-        for child in self.children:
-            if isinstance(child, Panel):
-                child.close()
+        close_parts(self)
         super().close()
 
     # ---- work beside the kernel
@@ -157,15 +169,30 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         Raises:
             TimeoutError: it takes longer.
         """
+        self._settle(timeout_s)
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether something that :meth:`compute` was given is not shown yet."""
+        return any(worker.busy for worker in list(self._workers.values()))
+
+    def _settle(self, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
         # What is shown may ask for more.
         while busy := [worker for worker in list(self._workers.values()) if worker.busy]:
             for worker in busy:
-                worker.wait(timeout_s)
+                if not worker.wait(end - time.monotonic()):
+                    raise TimeoutError(f"the panel is still computing after {timeout_s} s")
 
     # ---- places that show no widgets
 
     def _repr_mimebundle_(self, **arguments: Any) -> Any:
-        """The widget, and a text and a picture for places that show no widgets."""
+        """The widget; for places that show none, a text and a picture, or a table where there is no picture.
+
+        Waits up to :data:`PICTURE_S` for what is being computed, so that a cell that has just made the panel has it.
+        """
+        with contextlib.suppress(TimeoutError):
+            self._settle(PICTURE_S)  # not for jobs: a person watches those in the widget
         bundle = super()._repr_mimebundle_(**arguments)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data is not None:
@@ -173,6 +200,8 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             with contextlib.suppress(Exception):  # a picture that fails must not take the widget away
                 if (figure := self.figure) is not None:
                     data["image/png"] = base64.b64encode(to_png(figure)).decode()
+                elif not (frame := self.frame).empty:
+                    data["text/html"] = _table(repr(self), frame)
         return bundle
 
 
@@ -192,10 +221,10 @@ class _Newest:
                 self.busy = True
                 threading.Thread(target=self._run, daemon=True).start()
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float) -> bool:
+        """Whether nothing is left to do within this time."""
         with self._state:
-            if not self._state.wait_for(lambda: not self.busy, timeout_s):
-                raise TimeoutError(f"the panel is still computing after {timeout_s} s")
+            return self._state.wait_for(lambda: not self.busy, max(timeout_s, 0.0))
 
     def _run(self) -> None:
         while True:
@@ -207,7 +236,17 @@ class _Newest:
                 (work, show), self._next = self._next, None
             with self._panel.guard():
                 result = work()
-                with self._state:
-                    outdated = self._next is not None
-                if not outdated:
-                    show(result)
+                with self._panel.drawing:
+                    if not self._outdated():
+                        show(result)
+
+    def _outdated(self) -> bool:
+        with self._state:
+            return self._next is not None
+
+
+def _table(title: str, frame: pd.DataFrame) -> str:
+    """A title and the first rows of a table as HTML."""
+    table = frame.head(TABLE_ROWS).to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}")
+    left_out = len(frame) - TABLE_ROWS
+    return f"<div>{html.escape(title)}</div>{table}" + (f"<div>{left_out} more rows</div>" if left_out > 0 else "")

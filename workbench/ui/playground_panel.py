@@ -59,6 +59,19 @@ class _Asked:
     max_tokens: int
 
 
+@dataclass(frozen=True)
+class _Named:
+    """What is shown of a speaker. Not its session: a panel keeps no model in memory."""
+
+    name: str
+    precision: str
+    reason: str
+
+    @classmethod
+    def of(cls, speaker: Speaker) -> _Named:
+        return cls(speaker.name, speaker.precision, speaker.reason)
+
+
 class _ColumnBox(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """A model's name over its text."""
 
@@ -68,7 +81,7 @@ class _ColumnBox(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no ty
         super().__init__([self.head, self.text], layout={"flex": "1 1 300px", "min_width": "260px", **_UNCUT})
         self.add_class("wb-answer")
 
-    def name(self, speaker: Speaker, words: str) -> None:
+    def name(self, speaker: _Named, words: str) -> None:
         """Show whose text it is, in the colour of its precision."""
         swatch = f'<span class="wb-swatch" style="background:{PRECISION.get(speaker.precision, "transparent")}"></span>'
         reason = f" &middot; {html.escape(speaker.reason)}" if speaker.reason else ""
@@ -104,7 +117,7 @@ class PlaygroundPanel(Panel):
         self.bench = bench
         self.conversation: Conversation | None = None
         self.reading: Reading | None = None
-        self._speakers: list[Speaker] = []
+        self._speakers: list[_Named] = []
         self._texts: dict[int, str] = {}
         self._shown_at, self._busy = 0.0, False
         self._make_question(bench, chosen)
@@ -249,7 +262,7 @@ class PlaygroundPanel(Panel):
         asked = self._asked
         ids = asked.prompt.ids(self.bench.tokenizer)
         speakers = self.bench.models.speakers(asked.choices, report)
-        self._begin(speakers)
+        self._begin([_Named.of(speaker) for speaker in speakers])
         try:
             talk = converse(speakers, ids, asked.max_tokens, self._on_round, report)
         finally:
@@ -259,7 +272,7 @@ class PlaygroundPanel(Panel):
         self._show()
         return talk
 
-    def _begin(self, speakers: list[Speaker]) -> None:
+    def _begin(self, speakers: list[_Named]) -> None:
         self._speakers, self.conversation, self.reading, self._busy = speakers, None, None, True
         with self.showing():
             self.view.value = ANSWERS

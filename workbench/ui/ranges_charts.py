@@ -23,6 +23,7 @@ from workbench.evaluation.range_table import (
     percentile_column,
     place_percentiles,
     range_table,
+    ratio_table,
     shown_histogram,
 )
 from workbench.quantization.ranges import PERCENTILES, ActivationRanges
@@ -109,6 +110,15 @@ class RangeMap:
         """A tooltip per cell, row by row; empty where there is no place."""
         pairs = zip(self.places.flat, self.values.flat, strict=True)
         return [f"{place}: {self.view.label} {value_text(value, self.view)}" if place else "" for place, value in pairs]
+
+
+def chosen_table(metric: str, shows: str, seen: Seen, other: Seen | None) -> tuple[MetricView, pd.DataFrame]:
+    """How the map shows a metric of the one, the other, or their ratio, and the table behind it."""
+    if other is None or shows == "this":
+        return RANGE_VIEWS[metric], seen.table
+    if shows == "other":
+        return RANGE_VIEWS[metric], other.table
+    return ratio_view(metric, (seen.name, other.name)), ratio_table(seen.table, other.table)
 
 
 def range_map(table: pd.DataFrame, metric: str, view: MetricView) -> RangeMap:

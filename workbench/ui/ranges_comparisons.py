@@ -5,8 +5,11 @@ Knows no widget; fetching one reads weights or a file, so that a panel does it b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from workbench.bench.bench import Bench
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import Cancelled, WorkbenchError, nearest
+from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.ranges import ActivationRanges
 from workbench.ui.ranges_charts import Seen
 
@@ -57,23 +60,39 @@ class Comparisons:
             )
         return found
 
-    def fetch(self, compare: str) -> Seen:
+    def fetch(self, compare: str, report: Reporter = silent) -> Seen:
         """The ranges themselves, with their table.
 
         Raises:
             WorkbenchError: the calibration is gone, or cannot be read.
+            Cancelled: the reporter, which is told the layers that are smoothed, stopped it.
         """
         if compare == GIVEN and self._given is not None:
             return Seen.of(title(self._given), self._given)
         if self._bench is None:
             raise WorkbenchError(f"nothing to compare with is called {compare!r}", fix="choose another")
         if compare == SMOOTHING:
-            return Seen.of(AFTER_SMOOTHING, self._bench.smoothed_ranges())
+            return Seen.of(AFTER_SMOOTHING, self._bench.smoothed_ranges(report))
         name = compare.removeprefix(DATA)
         folder = self._bench.calibrations().get(name)
         if folder is None:
             raise WorkbenchError(f"the calibration {name!r} is gone", fix="choose another, or calibrate again")
         return Seen.of(name, self._bench.load_calibration(folder).ranges)
+
+
+def while_wanted(is_wanted: Callable[[], bool], say: Callable[[str], None]) -> Reporter:
+    """A reporter that says which layer is being smoothed, and ends the work when nobody wants it any more.
+
+    Raises:
+        Cancelled: in the work, at its next event after ``is_wanted`` turned false.
+    """
+
+    def report(event: ProgressEvent) -> None:
+        if not is_wanted():
+            raise Cancelled("something else is wanted by now")
+        say(f"smoothing: layer {event.done:.0f} of {event.total:.0f}")
+
+    return report
 
 
 def title(ranges: ActivationRanges) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -10,23 +11,17 @@ import traitlets
 
 from workbench.bench.bench import Bench
 from workbench.bench.state import BenchState, Calibration
-from workbench.errors import WorkbenchError, nearest
-from workbench.evaluation.range_table import hottest_place, linear_of, place_of, ratio_table, top_channels
+from workbench.errors import Cancelled
+from workbench.evaluation.range_table import hottest_place, linear_of, place_of, top_channels
 from workbench.quantization.ranges import ActivationRanges
 from workbench.ui.calibrate_box import CalibrateBox
 from workbench.ui.cell_colors import color_cells
 from workbench.ui.chart_view import ChartView
 from workbench.ui.heat_map import HeatMap
 from workbench.ui.panel import Panel, from_user, shows_errors
-from workbench.ui.ranges_charts import RANGE_VIEWS, RangeMap, Seen, close_up, draw_all, range_map, ratio_view
-from workbench.ui.ranges_comparisons import SMOOTHING, Comparisons, title
-from workbench.ui.ranges_texts import (
-    SHOWS,
-    button_names,
-    describe,
-    heading,
-    outliers_table,
-)
+from workbench.ui.ranges_charts import RANGE_VIEWS, RangeMap, Seen, chosen_table, close_up, draw_all, range_map
+from workbench.ui.ranges_comparisons import SMOOTHING, Comparisons, title, while_wanted
+from workbench.ui.ranges_texts import SHOWS, button_names, describe, heading, outliers_table, require_known
 from workbench.ui.scale_legend import ScaleLegend
 
 if TYPE_CHECKING:
@@ -141,8 +136,9 @@ class RangesPanel(Panel):
         self._compare = ipywidgets.Dropdown(description="beside", style=_WIDE, layout={"width": "430px"})
         self._shows = ipywidgets.ToggleButtons(
             options=button_names(""),
+            description="Map of",
             tooltips=["the ranges themselves", "what stands beside them", "the other over this: 1 is white"],
-            style={"button_width": "auto"},
+            style={"button_width": "auto", **_WIDE},
         )
         self._scale, self._about = ScaleLegend(), ipywidgets.HTML()
         self._cells = HeatMap()
@@ -246,11 +242,7 @@ class RangesPanel(Panel):
     @traitlets.validate("metric", "place", "shows", "compare")
     def _known(self, proposal: Any) -> str:
         name, value = proposal["trait"].name, str(proposal["value"])
-        allowed = self._allowed(name)
-        if value not in allowed:
-            hint = nearest(value, allowed)
-            shown = ", ".join(each or "''" for each in allowed[:8]) + (" ..." if len(allowed) > 8 else "")
-            raise WorkbenchError(f"{name} {value!r}", allowed=shown, fix=hint or "name one of them")
+        require_known(name, value, self._allowed(name))
         return value
 
     def _allowed(self, name: str) -> list[str]:
@@ -278,6 +270,8 @@ class RangesPanel(Panel):
             self._name_buttons()
         if not self.compare:
             self.shows = "this"
+            with self.drawing:  # what was being computed says no more
+                self.say("")
             self._show_all()
         else:
             self._fetch_other()
@@ -327,21 +321,35 @@ class RangesPanel(Panel):
         """Get what stands beside the ranges, beside the kernel: it reads weights or a file."""
         if self._seen is None:
             return
-        compare = self.compare
+        wanted = self._wanted
         self.say("computing what stands beside ...")
 
-        def work() -> tuple[str, Seen]:
-            return compare, self._comparisons.fetch(compare)
+        def work() -> Seen | None:
+            with contextlib.suppress(Cancelled):
+                return self._comparisons.fetch(wanted[0], while_wanted(lambda: self._is_wanted(wanted), say))
+            return None
 
-        self.compute(work, self._show_other, "other")
+        def say(text: str) -> None:
+            with self.drawing:
+                if self._is_wanted(wanted):
+                    self.say(text)
 
-    def _show_other(self, found: tuple[str, Seen]) -> None:
-        compare, other = found
-        if compare != self.compare:
+        self.compute(work, lambda other: self._show_other(other) if self._is_wanted(wanted) else None, "other")
+
+    @property
+    def _wanted(self) -> tuple[Any, ...]:
+        """All that what stands beside depends on."""
+        smoothing = self._state.smoothing if self.compare == SMOOTHING else None
+        return self.compare, self._state.calibration, smoothing
+
+    def _is_wanted(self, wanted: tuple[Any, ...]) -> bool:
+        return not self.closed and wanted == self._wanted
+
+    def _show_other(self, other: Seen | None) -> None:
+        if other is None:
             return
-        first = self._other is None
-        self._other = other
-        idle = compare == SMOOTHING and self._state.smoothing is None
+        first, self._other = self._other is None, other
+        idle = self.compare == SMOOTHING and self._state.smoothing is None
         self.say("The recipe smooths nothing: before and after are the same." if idle else "")
         if first and self.shows == "this":
             self.shows = "ratio"
@@ -368,14 +376,10 @@ class RangesPanel(Panel):
         seen, other = self._seen, self._other
         if seen is None:
             return
-        view, table = RANGE_VIEWS[self.metric], seen.table
-        if other is not None and self.shows == "other":
-            table = other.table
-        elif other is not None and self.shows == "ratio":
-            view, table = ratio_view(self.metric, (seen.name, other.name)), ratio_table(seen.table, other.table)
+        view, table = chosen_table(self.metric, self.shows, seen, other)
         self._map = range_map(table, self.metric, view)
         cells = color_cells(self._map.values, view)
-        with self.showing():
+        with self.drawing, self.showing():
             self._metrics.value, self._shows.value = self.metric, self.shows
             self._shows.disabled = other is None
             with self._cells.hold_sync():
@@ -388,10 +392,9 @@ class RangesPanel(Panel):
     def _show_place(self) -> None:
         if self._seen is None or self._map is None or not self.place:
             return
-        histogram, maxima = close_up(self.place, self._both)
-        with self.showing():
+        with self.drawing, self.showing():
             self._places.value = self.place
             self._cells.selected = self._map.cell_of(self.place)
-        self._histogram.chart, self._maxima.chart = histogram, maxima
-        self._about.value = f'<div class="wb-line">{describe(self._both, self.place)}</div>'
-        self._table.value = outliers_table(self._both, self.place)
+            self._histogram.chart, self._maxima.chart = close_up(self.place, self._both)
+            self._about.value = f'<div class="wb-line">{describe(self._both, self.place)}</div>'
+            self._table.value = outliers_table(self._both, self.place)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from workbench.bench.bench import QUICK_LOOK
 from workbench.bench.state import Calibration
+from workbench.errors import WorkbenchError, nearest
 from workbench.evaluation.range_table import top_channels
 from workbench.ui.cell_colors import value_text
 from workbench.ui.ranges_charts import RANGE_VIEWS, Seen, per_head
@@ -17,6 +18,17 @@ from workbench.ui.ranges_comparisons import AFTER_SMOOTHING, SMOOTHING, title
 
 SHOWS = ("this", "other", "ratio")
 _SAID = ("absmax", "outlier_ratio")
+
+
+def require_known(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a value of one of the panel's traits that is not among those that it can take.
+
+    Raises:
+        WorkbenchError: it is not; the nearest one is named.
+    """
+    if value not in allowed:
+        shown = ", ".join(each or "''" for each in allowed[:8]) + (" ..." if len(allowed) > 8 else "")
+        raise WorkbenchError(f"{name} {value!r}", allowed=shown, fix=nearest(value, allowed) or "name one of them")
 
 
 def heading(calibration: Calibration | None, *, on_bench: bool) -> str:

@@ -21,6 +21,7 @@ from workbench.ui.model_facts import model_facts
 from workbench.ui.panel import Panel, from_user, shows_errors
 from workbench.ui.recipe_form import FieldsBox
 from workbench.ui.recipe_text import RecipeText
+from workbench.ui.widget_tree import close_parts, close_tree
 
 NONE = "none"
 KV_KINDS: dict[str, type[Any]] = {Int8KVCache.kind: Int8KVCache}
@@ -100,9 +101,12 @@ class RecipePanel(Panel):
 
     def _make_editor(self) -> None:
         self.draft = ipywidgets.Textarea(
-            layout={"width": "calc(100% - 4px)", "height": "330px"}, tooltip="the recipe as YAML"
+            description="Recipe as YAML",
+            layout={"width": "calc(100% - 4px)", "height": "330px"},
+            tooltip="the recipe as YAML",
         )
         self.draft.add_class("wb-draft")
+        self.draft.add_class("wb-unseen-label")
         self.apply_button = ipywidgets.Button(
             description="Apply", icon="check", button_style="primary", tooltip="make this text the recipe"
         )
@@ -256,6 +260,13 @@ class KindBox(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         box = self.boxes[value.kind]
         box.show(value)
         self.children = [self.kind, box]
+
+    def close(self) -> None:
+        """Take the widgets away, those of kinds that are not shown too."""
+        for box in getattr(self, "boxes", {}).values():
+            close_tree(box)
+        close_parts(self)
+        super().close()
 
     def _on_kind(self, change: Any) -> None:
         self._chosen(self._part, self._last.get(change["new"]))

@@ -32,9 +32,8 @@ class RecipeText(Panel):
 
     def __init__(self, state: BenchState) -> None:
         self.state = state
-        self._yaml, self._command = TextView("Recipe (YAML)"), TextView("The same as a command")
-        self._yaml.layout = ipywidgets.Layout(flex="1 1 420px", min_width="280px")
-        self._command.layout = ipywidgets.Layout(flex="1 1 560px", min_width="280px")
+        self._yaml = TextView("Recipe (YAML)", layout={"flex": "1 1 420px", "min_width": "280px"})
+        self._command = TextView("The same as a command", layout={"flex": "1 1 560px", "min_width": "280px"})
         both = ipywidgets.HBox([self._yaml, self._command], layout={"flex_flow": "row wrap", "grid_gap": "12px"})
         super().__init__([both], "wb-recipe-text")
         self.watch(state, self._recipe_changed, "recipe", "calibration")

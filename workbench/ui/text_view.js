@@ -77,7 +77,8 @@ function render({ model, el }) {
   model.on("change:label", name);
   name();
   draw();
-  return () => clearTimeout(timer);
+  const unname = nameControls(el);
+  return () => { clearTimeout(timer); unname(); };
 }
 
 export default { render };

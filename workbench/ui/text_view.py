@@ -21,8 +21,9 @@ class TextView(anywidget.AnyWidget):
         text: the text.
     """
 
-    _esm = _HERE / "text_view.js"
-    # Every panel that changes the recipe holds one of these, so that the panels' common styles come with it.
+    # Every panel that changes the recipe holds one of these, so that what panels have in common comes with it: the
+    # names of their controls, and styles.
+    _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("control_names.js", "text_view.js"))
     _css = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("text_view.css", "panel.css"))
 
     label = traitlets.Unicode().tag(sync=True)

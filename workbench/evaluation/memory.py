@@ -1,0 +1,65 @@
+"""How much memory a model takes, and how much there is: asked before one is opened. Opens and closes nothing."""
+
+from __future__ import annotations
+
+import gc
+import math
+from pathlib import Path
+
+import torch
+
+from workbench.checkpoint import hf_names
+from workbench.errors import LimitError
+from workbench.model.config import ModelConfig
+
+
+def parameters(config: ModelConfig) -> int:
+    """How many values a model has."""
+    return sum(math.prod(shape) for shape in hf_names.tensor_shapes(config).values())
+
+
+def largest_tensor(config: ModelConfig) -> int:
+    """How many values the largest tensor of a model has."""
+    return max(math.prod(shape) for shape in hf_names.tensor_shapes(config).values())
+
+
+def free_bytes(device: str) -> float:
+    """Memory that a model could take on a device; infinite where the system does not say.
+
+    What torch keeps of a GPU's memory for its next tensors is free for a model too.
+    """
+    if torch.device(device).type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + kept)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
+
+
+def give_back() -> None:
+    """Give what closed models held back to the system: cycles of Python objects, and torch's cached GPU blocks."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where no GPU was used
+
+
+def require_memory(what: str, needed_bytes: float, device: str) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        LimitError: ``what`` needs more than is free; says both sizes.
+    """
+    free = free_bytes(device)
+    if needed_bytes > free:
+        raise LimitError(
+            f"{what} needs {gigabytes(needed_bytes)} of memory on {device}",
+            allowed=f"{gigabytes(free)}, which is free there now",
+            fix="end what else takes memory there, or use a machine that has more",
+        )
+
+
+def gigabytes(size_bytes: float) -> str:
+    """Bytes as "1.5 GB"; decimal prefixes."""
+    value = size_bytes / 1e9
+    return f"{value:.0f} GB" if value >= 100 else f"{value:.2g} GB"
