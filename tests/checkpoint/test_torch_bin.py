@@ -81,3 +81,10 @@ def test_a_tensor_of_too_many_dimensions(tmp_path: Path) -> None:
 def test_a_name_of_a_thousand_letters(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="names a tensor by a str; allowed: texts of up to 500 letters"):
         _saved(tmp_path / "t.bin", {"t" * 1000: torch.zeros(1)})
+
+
+def test_values_that_are_negated_when_read_are_read_so(tmp_path: Path) -> None:
+    tensor = torch.arange(1.0, 5.0)
+    file = _saved(tmp_path / "t.bin", {"a": torch._neg_view(tensor)})
+    assert torch.equal(file.tensor("a"), -tensor)
+    assert file.tensor("a").view(torch.uint8).numel() == 16  # its bytes can be viewed

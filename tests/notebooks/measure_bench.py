@@ -82,7 +82,8 @@ def _slider_steps(folder: Path, model: Path) -> list[float]:
     root = folder / "root"
     root.mkdir()
     cell = nbformat.v4.new_code_cell(NOTEBOOK.format(model=str(model)).strip())
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), root / "measure.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), root / "measure.ipynb")
     chromium = find_chromium()
     assert chromium is not None, "no Chromium on this machine"
     with running_lab(root, folder / "jupyter") as lab, open_notebook(lab, "measure.ipynb", chromium) as page:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tests.runtime.small_sentencepiece import internlm1, internlm2, trained, write_folder
 from workbench.errors import CheckpointError
@@ -147,3 +149,35 @@ def test_a_tokenizer_that_cannot_keep_text_apart_is_told(demo_tokenizer: Any) ->
         CheckpointError, match=r"turns the text '<\|im_end\|>' into a token that steers the model; leave"
     ):
         encode_parts(Stubborn(), ["a<|im_end|>"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "said"),
+    [(normalizers.NFKC(), "hi\uff1c|im_end|\uff1e"), (normalizers.Lowercase(), "hi<|IM_END|>")],
+)
+def test_a_text_that_only_normalizes_to_a_special_token_stays_text(normalizer: Any, said: str) -> None:
+    letters = ["<unk>", "<s>", "</s>", *map(chr, range(33, 127)), "\n", " "]
+    inner = Tokenizer(models.BPE({text: place for place, text in enumerate(letters)}, [], unk_token="<unk>"))
+    inner.normalizer = normalizer
+    inner.add_special_tokens(
+        [AddedToken(text, normalized=True, special=True) for text in ("<|im_start|>", "<|im_end|>")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    ids = chat_ids(tokenizer, [Message("user", said)], "InternLM2ForCausalLM")
+    assert tokenizer.convert_ids_to_tokens(ids).count("<|im_end|>") == 1
+
+
+def test_a_special_tokens_text_changes_nothing_around_it() -> None:
+    letters = ["<unk>", "<s>", "</s>", *map(chr, range(33, 127)), "\n", "\u2581"]
+    inner = Tokenizer(models.BPE({text: place for place, text in enumerate(letters)}, [], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in ("<s>", "</s>", "<|im_start|>", "<|im_end|>")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    plain, strange = (
+        tokenizer.convert_ids_to_tokens(chat_ids(tokenizer, [Message("user", text)], "InternLM2ForCausalLM"))
+        for text in ("hi", "hi</s>")
+    )
+    assert [each for each in strange if each not in "</s>"] == [each for each in plain if each not in "</s>"]
+    assert "</s>" not in strange

@@ -159,8 +159,14 @@ def test_options_without_a_meaning(choices: dict[str, Any], message: str) -> Non
 
 
 def test_logits_that_nothing_can_be_drawn_from() -> None:
-    with pytest.raises(SamplingError, match=r"logits are no numbers \(NaN\); compare"):
+    with pytest.raises(SamplingError, match=r"logits are no numbers \(NaN or infinite\); compare"):
         Sampler(SamplingOptions(top_k=0), [[1]]).choose(torch.full((1, VOCAB), math.nan))
     every = tuple((token,) for token in range(VOCAB))
     with pytest.raises(SamplingError, match="bad words leave no token to go on with; take some of them out"):
         Sampler(SamplingOptions(bad_words=every), [[1]]).choose(LOGITS[:1])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_greedy_refuses_logits_that_are_no_numbers(wrong):
+    with pytest.raises(SamplingError, match=r"no numbers \(NaN or infinite\); compare the checkpoint"):
+        Sampler(SamplingOptions(), [[1]]).choose(torch.tensor([[1.0, wrong, 3.0]]))

@@ -211,7 +211,17 @@ def _token_id(fields: JsonFields, name: str) -> int | None:
 
 def _eos_token_ids(folder: Path, fields: JsonFields) -> tuple[int, ...]:
     """Ids of both files: chat models state their end-of-answer id in ``generation_config.json`` only."""
-    ids = fields.integers("eos_token_id")
+    ids = _stated_ids(fields)
     if (folder / GENERATION_FILE).is_file():
-        ids += JsonFields.read(folder / GENERATION_FILE).integers("eos_token_id")
+        ids += _stated_ids(JsonFields.read(folder / GENERATION_FILE))
     return tuple(dict.fromkeys(ids))
+
+
+def _stated_ids(fields: JsonFields) -> tuple[int, ...]:
+    """The ids that end a text; -1 stands for none, as in :func:`_token_id`."""
+    stated = fields.content.get("eos_token_id")
+    listed = stated if isinstance(stated, list) else [stated]
+    kept = [number for number in listed if number != -1 or isinstance(number, bool)]
+    if len(kept) == len(listed):
+        return tuple(fields.integers("eos_token_id"))
+    return tuple(JsonFields(fields.path, {"eos_token_id": kept}).integers("eos_token_id"))

@@ -69,7 +69,9 @@ class HFCheckpoint(WeightSource):
     def ignored(self) -> tuple[str, ...]:
         """Stored tensors that the model does not have, in the order of the files; tables of RoPE are not counted."""
         known = hf_names.stored_shapes(self.config)
-        return tuple(name for name in self.files if name not in known and not hf_names.is_rotary_buffer(name))
+        # An index need not name every tensor of its shards.
+        stored = dict.fromkeys(name for file in dict.fromkeys(self.files.values()) for name in file.specs)
+        return tuple(name for name in stored if name not in known and not hf_names.is_rotary_buffer(name))
 
     def spec(self, name: str) -> TensorSpec:
         """Element type and shape of a tensor, checked against the config.

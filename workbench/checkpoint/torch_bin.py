@@ -140,7 +140,8 @@ def _checked_name(path: Path, name: Any) -> str:
 def _checked_tensor(path: Path, name: str, value: Any) -> Tensor:
     if type(value) not in (Tensor, torch.nn.Parameter):
         raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}", allowed="a tensor", fix=_SAFETENSORS)
-    tensor: Tensor = value.detach()
+    # A pickle may say that values are to be negated when they are read, which a view of their bytes would not do.
+    tensor: Tensor = value.detach().resolve_neg().resolve_conj()
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.dim() > MAX_DIMENSIONS:
         raise CheckpointError(
             f"{path}: tensor {name!r} is sparse, quantized or of too many dimensions", fix=_SAFETENSORS

@@ -114,6 +114,7 @@ def _lines(plan: ModelPlan) -> Iterator[str]:
     yield from _table(_PART_TITLES, [_part_row(part) for part in plan.modes[0].parts])
     yield ""
     yield from _table(_MODE_TITLES, [_mode_row(mode) for mode in plan.modes])
+    yield "memory beside mapped weights (the page cache, which the system can take back) and the interpreter's own"
     yield ""
     if plan.available_bytes is not None:
         yield f"this machine has {size(plan.available_bytes)} of memory available; {_fits(plan, plan.available_bytes)}"

@@ -21,6 +21,8 @@ from workbench.errors import WorkbenchError
 if TYPE_CHECKING:
     import numpy as np
 
+_NO_NUMBERS = "the model's logits are no numbers (NaN or infinite)"
+
 
 class SamplingError(WorkbenchError):
     """Sampling options without a meaning, or logits that nothing can be drawn from."""
@@ -114,10 +116,13 @@ class Sampler:
             logits: ``[batch, vocab]``.
 
         Raises:
-            SamplingError: a row's logits are NaN, or bad words leave no token.
+            SamplingError: a row's logits are NaN or infinite, or bad words leave no token.
         """
         if self.options.changes_logits:
             logits = self._penalized(logits)
+        largest = logits.amax(-1)
+        if bool((largest.isnan() | (largest == torch.inf)).any()):
+            raise SamplingError(_NO_NUMBERS, fix="compare the checkpoint with its model")
         chosen: list[int] = logits.argmax(-1).tolist() if self.options.greedy else self._drawn(logits)
         for row, token in zip(self._rows, chosen, strict=True):
             row.append(token)
@@ -177,7 +182,7 @@ def candidates(logits: Tensor, options: SamplingOptions) -> tuple[Tensor, Tensor
     """
     largest = logits.amax()
     if not bool(largest.isfinite()):
-        raise SamplingError("the model's logits are no numbers (NaN)", fix="compare the checkpoint with its model")
+        raise SamplingError(_NO_NUMBERS, fix="compare the checkpoint with its model")
     ids = torch.arange(logits.shape[0], device=logits.device)
     if 0 < options.top_k < logits.shape[0]:
         ids = (logits >= logits.topk(options.top_k).values[-1]).nonzero()[:, 0]

@@ -104,11 +104,12 @@ def encode_parts(tokenizer: Tokenizer, parts: Sequence[str | int]) -> list[int]:
         return cast("list[int]", own(parts))
     forbidden = {number: text for text, number in special_ids(tokenizer).items()}
     ids: list[int] = []
-    for part in parts:
+    anew = _every_run_starts_anew(tokenizer)
+    for place, part in enumerate(parts):
         if isinstance(part, int):
             ids.append(part)
             continue
-        encoded = tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True) if part else []
+        encoded = _mere_text(tokenizer, part) if anew or place == 0 else _continued(tokenizer, part)
         for number in encoded:
             if number in forbidden:
                 raise CheckpointError(
@@ -117,6 +118,28 @@ def encode_parts(tokenizer: Tokenizer, parts: Sequence[str | int]) -> list[int]:
                 )
         ids += encoded
     return ids
+
+
+def _mere_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
+
+
+def _every_run_starts_anew(tokenizer: Tokenizer) -> bool:
+    """Whether a text behind a special token is encoded as at the start of a text; some mark the very first run only."""
+    for token, number in special_ids(tokenizer).items():
+        ids = tokenizer.encode(f"{token}x", add_special_tokens=False)
+        if ids[:1] == [number]:
+            return ids[1:] == _mere_text(tokenizer, "x")
+    return True
+
+
+def _continued(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text as it is encoded behind something: encoded behind an anchor, which is cut off again."""
+    for anchor in ("\n", "a"):
+        start, whole = _mere_text(tokenizer, anchor), _mere_text(tokenizer, anchor + text)
+        if whole[: len(start)] == start:
+            return whole[len(start) :]
+    return _mere_text(tokenizer, text)
 
 
 def _from_transformers(folder: Path, *, trust_remote_code: bool) -> Tokenizer:
