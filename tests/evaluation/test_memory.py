@@ -26,9 +26,16 @@ def test_what_torch_keeps_of_a_gpu_is_free(monkeypatch):
     assert memory.free_bytes("cuda") == 8
 
 
+def test_the_limits_of_control_groups_count(monkeypatch):
+    monkeypatch.setattr(memory.available_memory, "available_bytes", lambda: 7)
+    assert memory.free_bytes("cpu") == 7
+    monkeypatch.setattr(memory.available_memory, "available_bytes", lambda: None)
+    assert memory.free_bytes("cpu") == float("inf")
+
+
 def test_a_gpu_s_blocks_go_back_once_python_s_cycles_are_gone(monkeypatch):
     done = []
-    monkeypatch.setattr(memory.gc, "collect", lambda: done.append("cycles"))
+    monkeypatch.setattr(memory.available_memory, "give_back", lambda: done.append("cycles"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("blocks"))
     memory.give_back()
     assert done == ["cycles", "blocks"]

@@ -7,8 +7,8 @@ import threading
 import torch
 
 from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.model.weights import on_device
 from workbench.progress import ProgressEvent, Reporter, silent
-from workbench.quantization.layer_walk import on_device
 from workbench.quantization.ranges import ActivationRanges
 from workbench.quantization.smoothed_ranges import SmoothedRanges
 from workbench.quantization.smoothquant import SmoothedMaxima, smooth_layer

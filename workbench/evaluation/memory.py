@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from pathlib import Path
 
 import torch
 
-from workbench.checkpoint import hf_names
+from workbench.checkpoint import available_memory, hf_names
 from workbench.errors import LimitError
 from workbench.model.config import ModelConfig
 
@@ -26,21 +24,19 @@ def largest_tensor(config: ModelConfig) -> int:
 def free_bytes(device: str) -> float:
     """Memory that a model could take on a device; infinite where the system does not say.
 
-    What torch keeps of a GPU's memory for its next tensors is free for a model too.
+    On the CPU this heeds the limits of control groups. What torch keeps of a GPU's memory for its next tensors is free
+    for a model too.
     """
     if torch.device(device).type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + kept)
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return math.inf
+    available = available_memory.available_bytes()
+    return math.inf if available is None else float(available)
 
 
 def give_back() -> None:
-    """Give what closed models held back to the system: cycles of Python objects, and torch's cached GPU blocks."""
-    gc.collect()
+    """Give what closed models held back to the system, torch's cached GPU blocks too."""
+    available_memory.give_back()
     torch.cuda.empty_cache()  # nothing where no GPU was used
 
 

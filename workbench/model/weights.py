@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -121,3 +124,13 @@ class ModelWeights:
     embedding: Tensor | None
     final_norm: Tensor | None
     lm_head: LinearWeight | None
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """``value`` with every tensor in it, however deep in dataclasses, on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return dataclasses.replace(value, **{f.name: on_device(getattr(value, f.name), device) for f in fields})
+    return value

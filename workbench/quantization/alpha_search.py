@@ -23,11 +23,11 @@ from workbench.backends.torch_ops import TorchOps
 from workbench.checkpoint import hf_names
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.errors import CheckpointError, RecipeError, nearest
-from workbench.model.weights import DenseWeight
+from workbench.model.weights import DenseWeight, on_device
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.byte_cache import ByteCache
 from workbench.quantization.layer_conversion import projection_rows
-from workbench.quantization.layer_walk import check_device, on_device
+from workbench.quantization.layer_walk import check_device
 from workbench.quantization.observed import input_absmax
 from workbench.quantization.quantize import require_finite
 from workbench.quantization.ranges import ActivationRanges

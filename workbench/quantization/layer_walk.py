@@ -5,11 +5,9 @@ Memory: one layer's weights, the residual streams of all windows, and the activa
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ from workbench.errors import BackendError
 from workbench.model.internlm import InternLM
 from workbench.model.ops import LayerCache, Step
 from workbench.model.rotary import RotaryTables, rotary_tables
-from workbench.model.weights import DenseWeight, ModelWeights
+from workbench.model.weights import DenseWeight, ModelWeights, on_device
 
 # Rows of the LM head that are held, and whose logits are computed, at once.
 HEAD_ROWS = 4096
@@ -177,13 +175,3 @@ def check_device(device: str) -> None:
     if device != "cpu" and int(found[1] or 0) >= gpus:
         there = f"{gpus} CUDA GPUs" if gpus else "no CUDA GPU"
         raise BackendError(f"device {device!r}, but torch finds {there}", fix="use device 'cpu'")
-
-
-def on_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor in it, however deep in dataclasses, on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return dataclasses.replace(value, **{f.name: on_device(getattr(value, f.name), device) for f in fields})
-    return value

@@ -23,6 +23,7 @@ from workbench.model.rotary import RotaryTables, rotary_tables
 from workbench.model.weights import KVScales, LayerWeights, ModelWeights
 from workbench.recipe import BuildLimits
 from workbench.runtime.limits import check_decode, check_ids, check_positions, check_prompts, sequence_limit
+from workbench.runtime.session import padded
 
 if TYPE_CHECKING:
     from workbench.checkpoint.unified import Checkpoint
@@ -154,10 +155,7 @@ class CudaSession:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See :meth:`~workbench.runtime.session.Session.prefill`. Rows are padded on the right; no row reads a pad."""
         check_prompts(prompts, self.config, self.limits)
-        lengths = [len(prompt) for prompt in prompts]
-        ids = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.int64)
+        ids, lengths = padded(prompts)
         held = self._room_for(len(prompts))
         caches = [LayerCache(cache.key[: len(prompts)], cache.value[: len(prompts)]) for cache in held.caches]
         last = torch.tensor(lengths, dtype=torch.int32)

@@ -120,10 +120,10 @@ class Sampler:
         """
         if self.options.changes_logits:
             logits = self._penalized(logits)
-        largest = logits.amax(-1)
+        largest, most_probable = logits.max(-1)
         if bool((largest.isnan() | (largest == torch.inf)).any()):
             raise SamplingError(_NO_NUMBERS, fix="compare the checkpoint with its model")
-        chosen: list[int] = logits.argmax(-1).tolist() if self.options.greedy else self._drawn(logits)
+        chosen: list[int] = most_probable.tolist() if self.options.greedy else self._drawn(logits)
         for row, token in zip(self._rows, chosen, strict=True):
             row.append(token)
         return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from workbench.model.config import ModelConfig
 from workbench.model.internlm import InternLM
 from workbench.model.ops import Step
 from workbench.model.rotary import RotaryTables, rotary_tables
-from workbench.model.weights import ModelWeights
+from workbench.model.weights import ModelWeights, on_device
 from workbench.recipe import BuildLimits
 from workbench.runtime.kv_cache import KVCache
 from workbench.runtime.limits import check_decode, check_ids, check_positions, check_prompts, sequence_limit
@@ -107,8 +107,8 @@ class TorchSession:
         self.dtype = options.dtype
         self.device = torch.device(options.device)
         rotary = rotary_tables(config, config.max_position_embeddings)
-        held = dataclasses.replace(weights, layers=[_on_device(layer, self.device) for layer in weights.layers])
-        self.weights: ModelWeights = _on_device(held, self.device)
+        held = dataclasses.replace(weights, layers=[on_device(layer, self.device) for layer in weights.layers])
+        self.weights: ModelWeights = on_device(held, self.device)
         tables = RotaryTables(rotary.cos.to(self.device), rotary.sin.to(self.device))
         self.model = InternLM(config, self.weights, tables)
         self.ops = OP_SETS[options.backend](options.dtype)
@@ -127,10 +127,7 @@ class TorchSession:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See :meth:`Session.prefill`. Rows are padded on the right; nothing reads what pads write."""
         check_prompts(prompts, self.config, self.limits)
-        lengths = [len(prompt) for prompt in prompts]
-        ids = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.int64)
+        ids, lengths = padded(prompts)
         self._cache = self._new_cache(len(prompts), self.max_len)
         logits = self._forward(ids, [0] * len(prompts), torch.tensor(lengths) - 1)
         self._lengths = lengths
@@ -195,11 +192,20 @@ class TorchSession:
         positions = first.long()[:, None] + torch.arange(ids.shape[1])
         # Pads of a short row may lie beyond the last position; nothing reads them, so any position will do.
         positions.clamp_(max=self.config.max_position_embeddings - 1)
-        step: Step[Tensor] = _on_device(Step(ids, positions, first, last_token), self.device)
+        step: Step[Tensor] = on_device(Step(ids, positions, first, last_token), self.device)
         output = self.model.forward(self.ops, step, self._cache.layers)
         self._cache.apply(output.updates, first)
         assert output.logits is not None
         return output.logits
+
+
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+    """Prompts as rows ``[batch, longest]`` int64, filled up with zeros on the right, and their lengths."""
+    lengths = [len(prompt) for prompt in prompts]
+    ids = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.int64)
+    return ids, lengths
 
 
 def _check_backend(options: SessionOptions) -> None:
@@ -214,13 +220,3 @@ def _check_backend(options: SessionOptions) -> None:
         raise BackendError(
             "backend 'cpu' in float64", allowed="float32, float16, bfloat16", fix="use backend 'torch' for float64"
         )
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor in it, however deep in dataclasses, on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return dataclasses.replace(value, **{f.name: _on_device(getattr(value, f.name), device) for f in fields})
-    return value
