@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.checkpoint.bin_folder import to_bin
+from tests.peak_memory import Peak, anonymous_bytes
 from workbench.checkpoint.demo import RandomModelSpec, write_random_model
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified_layout import linear_names, linear_shape, site_of
@@ -56,30 +56,6 @@ SOURCES: dict[str, tuple[RandomModelSpec, bool, tuple[str, ...]]] = {
     "internlm2 safetensors": (FOUR_GB_2, False, ("int8", "smoothquant_kv")),
     "internlm2 bin": (FOUR_GB_2, True, ("int8", "smoothquant_kv")),
 }
-
-
-def anonymous_bytes() -> int:
-    """RssAnon of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
-
-
-class Peak:
-    """The largest RssAnon while the block runs, sampled every 2 ms."""
-
-    def __enter__(self) -> Peak:
-        self.bytes, self._stop = anonymous_bytes(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            self.bytes = max(self.bytes, anonymous_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def random_ranges(source: HFCheckpoint) -> ActivationRanges:

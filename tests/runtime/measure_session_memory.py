@@ -11,12 +11,14 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.peak_memory import Peak, anonymous_bytes
 from workbench.checkpoint.dummy_checkpoint import write_dummy_checkpoint
 from workbench.model.presets import PRESETS
 from workbench.recipe import BuildLimits, Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
@@ -32,30 +34,6 @@ RECIPES = {
     "int4": Recipe(dtype="bfloat16", weights=Int4WeightOnly()),
     "smoothquant": Recipe(dtype="bfloat16", weights=SmoothQuant()),
 }
-
-
-def anonymous_bytes() -> int:
-    """RssAnon of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
-
-
-class Peak:
-    """The largest RssAnon while the block runs, sampled every 5 ms."""
-
-    def __enter__(self) -> Peak:
-        self.bytes, self._stop = anonymous_bytes(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.005):
-            self.bytes = max(self.bytes, anonymous_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def measure(kind: str, layers: int, limits: BuildLimits) -> dict[str, float | str]:

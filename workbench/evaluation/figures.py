@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from torch import Tensor
 
 import workbench
 from workbench.checkpoint.random_model import RandomModelSpec, write_random_model
+from workbench.evaluation.figure_files import to_stderr, typed, write_figures
 from workbench.evaluation.hf_reference import HFReference
 from workbench.evaluation.perplexity import Perplexity, paired_change, perplexity
 from workbench.evaluation.texts import offline_text, text_sha256, windows
@@ -265,17 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--windows", type=int, default=FigureOptions.windows)
     parser.add_argument("--length", type=int, default=FigureOptions.length)
     args = parser.parse_args(arguments)
-    figures = accuracy_figures(args.model_dir, FigureOptions(args.windows, args.length), _to_stderr)
-    words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "workbench.evaluation.figures", *words])
-    args.output.write_text(figures.to_markdown(command), encoding="utf-8")
-    args.output.with_suffix(".json").write_text(json.dumps(figures.to_dict(), indent=1) + "\n", encoding="utf-8")
+    figures = accuracy_figures(args.model_dir, FigureOptions(args.windows, args.length), to_stderr)
+    command = typed("workbench.evaluation.figures", arguments)
+    write_figures(args.output, figures.to_markdown(command), figures.to_dict())
     return 0 if figures else 1
-
-
-def _to_stderr(event: ProgressEvent) -> None:
-    sys.stderr.write(f"\r{event.task}: {event.done:g} of {event.total:g} {event.unit}    ")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

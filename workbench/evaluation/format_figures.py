@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -31,6 +29,7 @@ from workbench.checkpoint.demo import write_demo_model
 from workbench.checkpoint.hf_names import FORMATS
 from workbench.checkpoint.random_model import RandomModelSpec, write_random_model
 from workbench.checkpoint.unified import Checkpoint
+from workbench.evaluation.figure_files import to_stderr, typed, write_figures
 from workbench.evaluation.figures import PROMPTS
 from workbench.evaluation.hf_reference import HFReference
 from workbench.progress import ProgressEvent, Reporter, silent
@@ -276,17 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workbench.evaluation.format_figures", description=main.__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the Markdown fragment; JSON is written beside it")
     args = parser.parse_args(arguments)
-    figures = format_figures(report=_to_stderr)
-    words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "workbench.evaluation.format_figures", *words])
-    args.output.write_text(figures.to_markdown(command), encoding="utf-8")
-    args.output.with_suffix(".json").write_text(json.dumps(figures.to_dict(), indent=1) + "\n", encoding="utf-8")
+    figures = format_figures(report=to_stderr)
+    command = typed("workbench.evaluation.format_figures", arguments)
+    write_figures(args.output, figures.to_markdown(command), figures.to_dict())
     return 0 if figures else 1
-
-
-def _to_stderr(event: ProgressEvent) -> None:
-    sys.stderr.write(f"\r{event.task}: {event.done:g} of {event.total:g} {event.unit}    ")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,8 +23,9 @@ import torch
 from matplotlib.figure import Figure
 
 import workbench
+from workbench.evaluation.figure_files import to_stderr, typed, write_figures
 from workbench.evaluation.tradeoff import TradeoffOptions, compare_recipes
-from workbench.progress import ProgressEvent, Reporter, silent
+from workbench.progress import Reporter, silent
 from workbench.quantization.calibration import CalibrationOptions, calibrate
 from workbench.quantization.calibration_data import WindowCounts, built_in, calibration_windows
 from workbench.quantization.ranges import ActivationRanges
@@ -201,11 +200,6 @@ def _table(frame: pd.DataFrame, name: str) -> list[str]:
     return lines
 
 
-def _lines(event: ProgressEvent) -> None:
-    if event.done == event.total or event.done % 60 == 0:
-        print(f"{event.task}: {event.done:g} of {event.total:g} {event.unit}", file=sys.stderr, flush=True)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Measure and write the files; 0 when done."""
     parser = argparse.ArgumentParser(prog="python -m workbench.evaluation.quantization_figures", description=__doc__)
@@ -217,10 +211,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args(words)
-    figures = measure(args.model_dir, (args.windows, args.length, args.samples), args.device, args.dtype, _lines)
-    command = shlex.join(["python", "-m", "workbench.evaluation.quantization_figures", *(words or sys.argv[1:])])
-    args.output.write_text(figures.to_markdown(command), encoding="utf-8")
-    args.output.with_suffix(".json").write_text(json.dumps(figures.to_dict(), indent=1) + "\n", encoding="utf-8")
+    figures = measure(args.model_dir, (args.windows, args.length, args.samples), args.device, args.dtype, to_stderr)
+    command = typed("workbench.evaluation.quantization_figures", words)
+    write_figures(args.output, figures.to_markdown(command), figures.to_dict())
     figures.plot().savefig(args.output.with_suffix(".png"), dpi=110)
     return 0
 

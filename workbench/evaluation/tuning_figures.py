@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.evaluation.figure_files import to_stderr, typed, write_figures
 from workbench.evaluation.tradeoff import TradeoffOptions, compare_recipes
-from workbench.progress import ProgressEvent, Reporter, silent
+from workbench.progress import Reporter, silent
 from workbench.quantization.alpha_search import AlphaSearch, AlphaSearchOptions, tuned
 from workbench.quantization.ranges import ActivationRanges
 from workbench.quantization.row_sample import load_rows
@@ -79,11 +79,6 @@ def to_markdown(frame: pd.DataFrame, sizes: tuple[int, int], command: str) -> st
     return "\n".join(lines)
 
 
-def _lines(event: ProgressEvent) -> None:
-    if event.done == event.total or event.done % 20 == 0:
-        print(f"{event.task}: {event.done:g} of {event.total:g} {event.unit}", file=sys.stderr, flush=True)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Measure and write the file; 0 when done."""
     parser = argparse.ArgumentParser(prog="python -m workbench.evaluation.tuning_figures", description=__doc__)
@@ -95,9 +90,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(words)
     sizes = (args.windows, args.length)
-    command = shlex.join(["python", "-m", "workbench.evaluation.tuning_figures", *(words or sys.argv[1:])])
-    frame = measure(args.model_dir, args.ranges, sizes, args.device, _lines)
-    args.output.write_text(to_markdown(frame, sizes, command), encoding="utf-8")
+    command = typed("workbench.evaluation.tuning_figures", words)
+    frame = measure(args.model_dir, args.ranges, sizes, args.device, to_stderr)
+    write_figures(args.output, to_markdown(frame, sizes, command))
     return 0
 
 

@@ -6,14 +6,6 @@ const MANY_POINTS = 300;
 const pen = document.createElement("canvas").getContext("2d");
 pen.font = "12px sans-serif";
 
-function make(parent, tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  parent.append(element);
-  return element;
-}
-
 function shape(parent, tag, attributes, text = "") {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);

@@ -10,7 +10,6 @@ A chart that is replaced is one in which nothing is chosen: ``selected`` goes ba
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -19,8 +18,8 @@ import traitlets
 from numpy.typing import ArrayLike
 
 from workbench.ui.chart import Axis, Bars, Chart, Line, Mark, Points, Rule
+from workbench.ui.scripts import joined
 
-_HERE = Path(__file__).parent
 NONE_SELECTED = [-1, -1]
 
 
@@ -39,8 +38,8 @@ class ChartView(anywidget.AnyWidget):
         spec: what the browser is sent.
     """
 
-    _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("chart_axes.js", "chart_view.js"))
-    _css = _HERE / "chart_view.css"
+    _esm = joined("elements.js", "chart_axes.js", "chart_view.js")
+    _css = joined("chart_view.css")
 
     spec = traitlets.Dict().tag(sync=True)
     clickable = traitlets.Bool(True).tag(sync=True)

@@ -5,14 +5,6 @@ const LABEL_PX = 22;
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 let maps = 0;
 
-function make(parent, tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  parent.append(element);
-  return element;
-}
-
 function render({ model, el }) {
   const name = `wb-heat-${++maps}`;
   const root = make(el, "div", "wb-heat");

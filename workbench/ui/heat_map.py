@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anywidget
 import traitlets
 
-_HERE = Path(__file__).parent
+from workbench.ui.scripts import joined
+
 NONE_SELECTED = [-1, -1]
 CELL_MARKS = ("", "dot", "corner", "cross")
 
@@ -28,8 +27,8 @@ class HeatMap(anywidget.AnyWidget):
         selected: ``[row, column]`` of the chosen cell; ``[-1, -1]`` for none.
     """
 
-    _esm = _HERE / "heat_map.js"
-    _css = _HERE / "heat_map.css"
+    _esm = joined("elements.js", "heat_map.js")
+    _css = joined("heat_map.css")
 
     rows = traitlets.List(traitlets.Unicode()).tag(sync=True)
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)

@@ -1,12 +1,4 @@
 // A text with a copy button; lines that the last change brought are marked.
-function make(parent, tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  parent.append(element);
-  return element;
-}
-
 // Which of the new lines are not among the old ones, counting how often each stood there.
 function changes(before, after) {
   const left = new Map();

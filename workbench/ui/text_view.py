@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-_HERE = Path(__file__).parent
+from workbench.ui.scripts import joined
 
 
 class TextView(anywidget.AnyWidget):
@@ -23,8 +22,8 @@ class TextView(anywidget.AnyWidget):
 
     # Every panel that changes the recipe holds one of these, so that what panels have in common comes with it: the
     # names of their controls, and styles.
-    _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("control_names.js", "text_view.js"))
-    _css = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("text_view.css", "panel.css"))
+    _esm = joined("elements.js", "control_names.js", "text_view.js")
+    _css = joined("text_view.css", "panel.css")
 
     label = traitlets.Unicode().tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)

@@ -1,12 +1,4 @@
 // A text as its tokens: bars of colour, marks, tooltips, and a choice by mouse or keyboard.
-function make(parent, tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  parent.append(element);
-  return element;
-}
-
 // A mark is drawn around the word, not around the space before it, which may stand at the end of another line.
 function write(span, text, mark) {
   span.dataset.mark = mark;

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-_HERE = Path(__file__).parent
+from workbench.ui.scripts import joined
+
 # "first" stands out, "differs" is underlined, "instead" is what another model would say, "special" is no text.
 TOKEN_MARKS = ("", "differs", "first", "instead", "special")
 
@@ -32,8 +32,8 @@ class TokenText(anywidget.AnyWidget):
         selected: the chosen token; -1 for none.
     """
 
-    _esm = _HERE / "token_text.js"
-    _css = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("token_text.css", "panel.css"))
+    _esm = joined("elements.js", "token_text.js")
+    _css = joined("token_text.css", "panel.css")
 
     label = traitlets.Unicode().tag(sync=True)
     texts = traitlets.List(traitlets.Unicode()).tag(sync=True)
