@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
+from chromium import CHROMIUM, FLAGS
+
 # Background, panels, text and grid as JupyterLab's themes name them.
 _NAMES = ("--jp-layout-color0", "--jp-layout-color1", "--jp-ui-font-color1", "--jp-border-color2")
 THEMES = {"light": ("#fff", "#fff", "#222", "#e0e0e0"), "dark": ("#111", "#212121", "#fff", "#444")}
@@ -48,11 +48,6 @@ window.show = async (source, state, place, width) => {
 """
 
 
-def find_chromium() -> str | None:
-    """The path of a Chromium on this machine, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
 @contextlib.contextmanager
 def widget_page(width: int = 1060, theme: str = "light") -> Iterator[Any]:
     """An empty page to put widgets on by :func:`show`."""
@@ -60,7 +55,7 @@ def widget_page(width: int = 1060, theme: str = "light") -> Iterator[Any]:
 
     colors = "; ".join(f"{name}: {color}" for name, color in zip(_NAMES, THEMES[theme], strict=True))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.set_content(
             f"<style>:root {{ {colors} }} body {{ background: var(--jp-layout-color0) }}</style>"

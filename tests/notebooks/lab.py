@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chromium import CHROMIUM, FLAGS
+
 START_SECONDS = 60
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,6 @@ class Lab:
 
     url: str
     token: str
-
-
-def find_chromium() -> str | None:
-    """The path of a Chromium on this machine, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextlib.contextmanager
@@ -60,12 +55,12 @@ def running_lab(root: Path, private: Path) -> Iterator[Lab]:
 
 
 @contextlib.contextmanager
-def open_notebook(lab: Lab, name: str, chromium: str) -> Iterator[Any]:
+def open_notebook(lab: Lab, name: str) -> Iterator[Any]:
     """A page of 1200 px with the notebook open and its kernel ready."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         page = browser.new_page(viewport={"width": 1200, "height": 1100})
         page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}&reset")
         page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext", timeout=60_000)

@@ -17,8 +17,9 @@ from typing import Any
 
 import nbformat
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from lab import command, find_chromium, open_notebook, running_lab
+from lab import command, open_notebook, running_lab
 
 FIRST_PICTURE = """
 import sys, time
@@ -84,9 +85,7 @@ def _slider_steps(folder: Path, model: Path) -> list[float]:
     cell = nbformat.v4.new_code_cell(NOTEBOOK.format(model=str(model)).strip())
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), root / "measure.ipynb")
-    chromium = find_chromium()
-    assert chromium is not None, "no Chromium on this machine"
-    with running_lab(root, folder / "jupyter") as lab, open_notebook(lab, "measure.ipynb", chromium) as page:
+    with running_lab(root, folder / "jupyter") as lab, open_notebook(lab, "measure.ipynb") as page:
         command(page, "notebook:run-all-cells")
         page.locator(".wb-alpha .wb-chart path").first.wait_for(timeout=60_000)
         page.locator(".wb-alpha-down .noUi-handle").focus()

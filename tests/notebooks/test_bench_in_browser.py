@@ -5,16 +5,13 @@ Screenshots go to the git-ignored folder ``screenshots/``: look at them when a p
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parent))
-from lab import command, find_chromium, open_notebook, running_lab
+from chromium import NEEDS_CHROMIUM
+from lab import command, open_notebook, running_lab
 
-CHROMIUM = find_chromium()
 SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
 NOTEBOOK = "02_tune_smoothquant.ipynb"
 
@@ -24,19 +21,14 @@ SCROLLING_BOXES = """panel => [...panel.querySelectorAll(".widget-box")]
     .filter((box) => box.scrollHeight > box.clientHeight)
     .map((box) => box.className)"""
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
-]
+pytestmark = NEEDS_CHROMIUM
 
 
 def test_a_person_looks_tunes_stops_and_compares(notebooks, tmp_path):
     SCREENSHOTS.mkdir(exist_ok=True)
-    assert CHROMIUM is not None
     with (
         running_lab(notebooks.parent, tmp_path / "jupyter") as lab,
-        open_notebook(lab, f"notebooks/{NOTEBOOK}", CHROMIUM) as page,
+        open_notebook(lab, f"notebooks/{NOTEBOOK}") as page,
     ):
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))

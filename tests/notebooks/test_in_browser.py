@@ -5,32 +5,24 @@ Screenshots go to the git-ignored folder ``screenshots/``: look at them when the
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parent))
-from lab import command, find_chromium, open_notebook, running_lab
+from chromium import NEEDS_CHROMIUM
+from lab import command, open_notebook, running_lab
 
-CHROMIUM = find_chromium()
 SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
 NOTEBOOK = "00_start_here.ipynb"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
-]
+pytestmark = NEEDS_CHROMIUM
 
 
 def test_a_click_draws_another_tap(notebooks, tmp_path):
     SCREENSHOTS.mkdir(exist_ok=True)
-    assert CHROMIUM is not None
     with (
         running_lab(notebooks.parent, tmp_path / "jupyter") as lab,
-        open_notebook(lab, f"notebooks/{NOTEBOOK}", CHROMIUM) as page,
+        open_notebook(lab, f"notebooks/{NOTEBOOK}") as page,
     ):
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from hand_made_ranges import make_ranges
+from widget_page import widget_page
 
 from tests.bench.conftest import speaking_model_dir  # noqa: F401 - a fixture
 from workbench.bench.bench import Bench, CalibrationRequest
@@ -129,3 +130,21 @@ def kv_bench(ranges_bench: Callable[[], Bench], random_kv_study: KVStudy) -> Ite
     bench.hold.set()
     while (job := bench.jobs.find("")) is not None:
         job.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser_page() -> Iterator[Any]:
+    """A page of widgets for a whole module: starting a browser takes a second."""
+    with widget_page() as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser_page: Any) -> Iterator[Any]:
+    """The page with an empty row; fails the test when the page throws an error."""
+    complaints: list[str] = []
+    browser_page.on("pageerror", lambda error: complaints.append(str(error)))
+    browser_page.mouse.move(0, 899)
+    browser_page.evaluate("() => { document.getElementById('row').replaceChildren(); window.models = []; }")
+    yield browser_page
+    assert complaints == []

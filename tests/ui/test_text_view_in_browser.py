@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
-from widget_page import assign, find_chromium, show, widget_page
+from chromium import NEEDS_CHROMIUM
+from widget_page import assign, show, widget_page
 
 from workbench.ui.text_view import TextView
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine (apt-get install chromium)"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
-]
+pytestmark = NEEDS_CHROMIUM
 LINES = [f"line {number}: <b>" for number in range(60)]
 
 

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-import pytest
-from widget_page import assign, find_chromium, show, trait, widget_page
+from chromium import NEEDS_CHROMIUM
+from widget_page import assign, show, trait
 
 from workbench.ui.token_text import TokenText
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine (apt-get install chromium)"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser_page():
-    with widget_page() as page:
-        yield page
-
-
-@pytest.fixture
-def page(browser_page):
-    """An empty row, and the errors that the page throws."""
-    complaints = []
-    browser_page.on("pageerror", lambda error: complaints.append(str(error)))
-    browser_page.mouse.move(0, 899)
-    browser_page.evaluate("() => { document.getElementById('row').replaceChildren(); window.models = []; }")
-    yield browser_page
-    assert complaints == []
+pytestmark = NEEDS_CHROMIUM
 
 
 def text(**traits):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
-from widget_page import assign, find_chromium, show, trait, widget_page
+from chromium import NEEDS_CHROMIUM
+from widget_page import assign, show, trait
 
 from workbench.ui.chart import Axis, Bars, Chart, Line, Points, Rule
 from workbench.ui.chart_view import ChartView, chart_spec
 from workbench.ui.heat_map import HeatMap
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine (apt-get install chromium)"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
-]
+pytestmark = NEEDS_CHROMIUM
 # Whether the texts of an SVG overlap, stick out of it, or are too small to read.
 UNREADABLE = """() => [...document.querySelectorAll(".wb-chart-plot svg")].flatMap((svg) => {
   const frame = svg.getBoundingClientRect();
@@ -28,22 +23,6 @@ UNREADABLE = """() => [...document.querySelectorAll(".wb-chart-plot svg")].flatM
     b.top + 3 < a.bottom - 3).map(([name, , other]) => `${name} over ${other}`);
   return [...small.map((text) => text.textContent), ...out.map(([name]) => name), ...clash];
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser_page():
-    with widget_page() as page:
-        yield page
-
-
-@pytest.fixture
-def page(browser_page):
-    """An empty row, and the errors that the page throws."""
-    complaints = []
-    browser_page.on("pageerror", lambda error: complaints.append(str(error)))
-    browser_page.evaluate("() => { document.getElementById('row').replaceChildren(); window.models = []; }")
-    yield browser_page
-    assert complaints == []
 
 
 def curve(**options):
