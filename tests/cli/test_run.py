@@ -166,6 +166,17 @@ def test_draws_follow_the_seed_and_not_the_batch(result_of: Result, run_words: t
     assert result_of(*still_greedy)["outputs"][0]["output_ids"] == greedy
 
 
+def test_a_seed_without_a_draw_is_told(
+    result_of: Result, run_words: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*run_words, "--backend", "torch", "--input_text", "One", "--random_seed", "3")
+    told = "--random_seed 3: nothing is drawn; add --temperature, --top_k or --top_p"
+    result_of(*words)
+    assert told in capsys.readouterr().out
+    result_of(*words, "--top_p", "0.9")
+    assert told not in capsys.readouterr().out
+
+
 def test_a_stop_word_ends_a_text_before_it(
     result_of: Result, run_words: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,8 @@ def _run(args: argparse.Namespace) -> Outcome:
 
     tokenizer = load_tokenizer(args.tokenizer_dir, trust_remote_code=args.trust_remote_code)
     sampling = sampling_options(args, tokenizer)
+    if args.random_seed is not None and sampling.greedy:
+        print(f"--random_seed {args.random_seed}: nothing is drawn; add --temperature, --top_k or --top_p")
     opened = open_session(args.engine_dir or args.checkpoint_dir, args.backend)
     try:
         print(opened.reason, flush=True)

@@ -22,7 +22,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (default: 1)")
     group.add_argument("--top_k", type=int, metavar="K", help="draw from the K most probable; 0 for all, 1 is greedy")
     group.add_argument("--top_p", type=float, metavar="P", help="draw from the fewest tokens of this probability")
-    group.add_argument("--random_seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    group.add_argument("--random_seed", type=int, metavar="N", help="of the draws (default: 0)")
     group.add_argument(
         "--repetition_penalty", type=float, metavar="X", help="above 1: prompt and output repeat less (default: 1)"
     )
@@ -67,7 +67,7 @@ def sampling_options(args: argparse.Namespace, tokenizer: Tokenizer | None = Non
     if any(name in chosen for name in _DRAWING):
         chosen.setdefault("top_k", 0)
     words = () if tokenizer is None else tuple(ids for word in args.bad_words for ids in _spellings(tokenizer, word))
-    return SamplingOptions(random_seed=args.random_seed, bad_words=tuple(dict.fromkeys(words)), **chosen)
+    return SamplingOptions(random_seed=args.random_seed or 0, bad_words=tuple(dict.fromkeys(words)), **chosen)
 
 
 def _spellings(tokenizer: Tokenizer, word: str) -> list[tuple[int, ...]]:
