@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.checkpoint.available_memory import available_bytes, require_memory
+from workbench.checkpoint.available_memory import available_bytes, fits, require_memory
 from workbench.errors import ResourceError
 
 
@@ -72,6 +72,13 @@ def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
 def test_here() -> None:
     found = available_bytes()
     assert found is None or found > 0
+
+
+def test_a_plan_may_be_off_by_a_little() -> None:
+    assert fits(100, 105)
+    assert not fits(100, 104)
+    with pytest.raises(ResourceError):
+        require_memory(100, "this", available=104)
 
 
 def test_too_much_is_refused_with_both_figures() -> None:

@@ -107,10 +107,10 @@ def test_fp16_of_a_7b_is_refused_with_the_figures_and_the_way_out(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is named: the sizes of the original's own default."""
-    monkeypatch.setattr(needs, "available_bytes", lambda: 12_500_000_000)
+    monkeypatch.setattr(needs, "available_bytes", lambda: 13_000_000_000)
     told = refused("build", "--dtype", "float16", "--output_dir", tmp_path / "engine")
     assert "a build of 14.6 GB of weights (at its peak TensorRT's builder) needs about 16.5 GB of memory" in told
-    assert "and 12.5 GB are available; what fits: --weights int4 (" in told
+    assert "and 13.0 GB are available; what fits: --weights int4 (" in told
     assert ", or --world_size 2 --tp_size 2 --pp_size 1 (" in told
     assert list(tmp_path.iterdir()) == []
 

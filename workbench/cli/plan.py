@@ -149,7 +149,9 @@ def _mode_row(mode: ModePlan) -> Sequence[str]:
 
 def _fits(plan: ModelPlan, available: int) -> str:
     """Which modes can be built here."""
-    fitting = [mode.name for mode in plan.modes if mode.build.memory_bytes <= available]
+    from workbench.checkpoint.available_memory import fits
+
+    fitting = [mode.name for mode in plan.modes if fits(mode.build.memory_bytes, available)]
     if len(fitting) == len(plan.modes):
         return "every build fits" if len(fitting) > 1 else "the build fits"
     return "builds that fit: " + (", ".join(fitting) or "none")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from workbench.checkpoint.available_memory import available_bytes, gigabytes, require_memory
+from workbench.checkpoint.available_memory import available_bytes, fits, gigabytes, require_memory
 from workbench.checkpoint.cast import torch_dtype
 from workbench.checkpoint.rank_parts import EMBEDDING, NORMS, Part, rank_config, rank_parts, total_bytes
 from workbench.errors import WorkbenchError
@@ -132,7 +132,7 @@ def require_build_memory(job: BuildJob) -> None:
 def _way_out(job: BuildJob, available: int) -> str:
     """What of less memory there is: the check, other kinds of weights, several ranks."""
     smaller = _smaller(job, available)
-    fitting = [f"{words} ({gigabytes(needed)}{each})" for words, needed, each in smaller if needed <= available]
+    fitting = [f"{words} ({gigabytes(needed)}{each})" for words, needed, each in smaller if fits(needed, available)]
     if not fitting:
         return "build it on a machine with more memory"
     return "what fits: " + ", or ".join(fitting)
@@ -154,7 +154,7 @@ def _smaller(job: BuildJob, available: int) -> Iterator[tuple[str, int, str]]:
             )
         except WorkbenchError:  # does not divide
             continue
-        if needed <= available:
+        if fits(needed, available):
             words = f"--world_size {tp_size * pp_size} --tp_size {tp_size} --pp_size {pp_size}"
             yield words, needed, " a rank"
             return
