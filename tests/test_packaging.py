@@ -13,7 +13,10 @@ import pytest
 import workbench
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "workbench").rglob("*.py"))
+SUFFIXES = (".py", ".cu", ".cuh")
+FILES = sorted(path for path in (ROOT / "workbench").rglob("*") if path.suffix in SUFFIXES)
+LISTED = [path.relative_to(ROOT).as_posix() for path in FILES if path.name != "__init__.py"]
+SOURCES = [path.relative_to(ROOT).as_posix() for path in FILES if path.suffix == ".py"]
 MODULES = [name for name in SOURCES if not name.endswith("__init__.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 
@@ -45,7 +48,7 @@ def test_the_version_is_stated_once() -> None:
     assert f"## {workbench.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", LISTED)
 def test_the_readme_has_a_line_for_every_source_file(name: str) -> None:
     assert f"`{name.removeprefix('workbench/')}`" in (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -54,8 +57,8 @@ def test_the_readme_names_no_file_that_is_gone() -> None:
     import re
 
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Source files\n")[1].split("\n## ")[0]
-    listed = re.findall(r"^\| `([a-z0-9_/]+\.py)` \|", text, flags=re.MULTILINE)
-    assert sorted(f"workbench/{name}" for name in listed) == MODULES
+    listed = re.findall(r"^\| `([a-z0-9_/]+\.(?:py|cuh?))` \|", text, flags=re.MULTILINE)
+    assert sorted(f"workbench/{name}" for name in listed) == LISTED
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -88,3 +91,10 @@ def test_the_readme_shows_what_make_demo_does() -> None:
     commands = re.findall(r"^\t(workbench .*)$", made, flags=re.MULTILINE)
     assert len(commands) == 5
     assert re.findall(r"^\$ (workbench .*)$", shown, flags=re.MULTILINE) == commands
+
+
+def test_everything_but_python_is_packaged() -> None:
+    held = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    others = [path for path in (ROOT / "workbench").rglob("*.*") if path.is_file() and "__pycache__" not in path.parts]
+    packaged = {path for pattern in held["workbench"] for path in (ROOT / "workbench").glob(pattern)}
+    assert [path.name for path in others if path.suffix not in (".py", ".pyc") and path not in packaged] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -59,6 +60,11 @@ class GateError(BuildError):
 
 class Cancelled(Exception):  # noqa: N818 - a request, not an error
     """The user stopped a long job; what it had written is gone."""
+
+
+def no_folder(path: Path) -> str:
+    """What is wrong with a path that should be a folder's: "X does not exist", or "X is a file"."""
+    return f"{path} {'is a file' if path.exists() else 'does not exist'}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -192,7 +192,7 @@ def test_a_checkpoint_that_was_deleted_or_broken_is_made_again(calibrated):
 
 def test_a_deleted_model_is_named(calibrated):
     shutil.rmtree(calibrated.model_dir)
-    with pytest.raises(CheckpointError, match="model is not a folder; give the folder of a Hugging Face checkpoint"):
+    with pytest.raises(CheckpointError, match="model does not exist; give the folder of a Hugging Face checkpoint"):
         calibrated.checkpoint(Recipe(dtype="float32"))
 
 

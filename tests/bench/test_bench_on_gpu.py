@@ -50,14 +50,16 @@ def test_the_kv_study_agrees(benches, monkeypatch):
     assert errors[1] == pytest.approx(errors[0], rel=0.2)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])  # on the plain op set, and on the GPU's own kernels
 @pytest.mark.parametrize("weights", [None, Int8WeightOnly(), SmoothQuant()], ids=["dense", "int8", "smoothquant"])
-def test_a_comparison_runs_on_the_gpu(benches, weights):
+def test_a_comparison_runs_on_the_gpu(benches, weights, dtype):
     bench = benches[1]
-    bench.recipe = Recipe(str(bench.model_dir), "bfloat16", weights)
+    bench.recipe = Recipe(str(bench.model_dir), dtype, weights)
     models = OpenModels(bench)
     reference, candidate = models.sides("hf", None)
     assert reference.model.reference.device.type == "cuda"
     assert candidate.model.device.type == "cuda"
+    assert candidate.model.backend == ("triton" if dtype == "float16" else "torch")
     models.close()
     diff = compare_models(bench, ComparisonRequest(windows=1, length=16)).diff
     assert 0 < diff.frame["relative_l2"].median() < 0.2

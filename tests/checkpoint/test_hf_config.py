@@ -237,6 +237,19 @@ def test_eos_ids_of_both_files(tmp_path: Path) -> None:
     assert read_model_config(_folder(tmp_path)).eos_token_ids == (2, 103028)
 
 
+def test_ids_beyond_the_vocabulary_are_refused_in_either_file(tmp_path: Path) -> None:
+    allowed = r"allowed: ids of the vocabulary, 0 to 103167"
+    with pytest.raises(CheckpointError, match=rf"config\.json: eos_token_id is \[2, 103168\]; {allowed}"):
+        read_model_config(_folder(tmp_path, eos_token_id=[2, 103168]))
+    for name in ("bos_token_id", "pad_token_id"):
+        with pytest.raises(CheckpointError, match=rf"{name} is 103168; allowed: an id of the vocabulary, 0 to 103167"):
+            read_model_config(_folder(tmp_path, **{name: 103168}))
+        assert getattr(read_model_config(_folder(tmp_path, **{name: 103167})), name) == 103167
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [103167, -1, 128131]}')
+    with pytest.raises(CheckpointError, match=rf"generation_config\.json: eos_token_id is .*128131\]; {allowed}"):
+        read_model_config(_folder(tmp_path))
+
+
 def test_tied_embeddings(tmp_path: Path) -> None:
     assert not ties_embeddings(_folder(tmp_path))
     assert ties_embeddings(_folder(tmp_path, tie_word_embeddings=True))
@@ -282,8 +295,11 @@ def test_wrong_fields(tmp_path: Path, changes: dict[str, Any], message: str) -> 
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere is not a folder; give the folder of a Hugging Face checkpoint"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist; give the folder of a Hugging Face checkpoint"):
         read_model_config(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json is a file; give the folder of a Hugging Face checkpoint"):
+        read_model_config(tmp_path / "config.json")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def _fields(**content: Any) -> JsonFields:
         (10**100, lambda f: f.integer("x"), "x is a whole number of about 100 digits; allowed: a whole number from 1"),
         ([2**31], lambda f: f.integers("x"), "x is [2147483648]; allowed: a whole number from 0, or a list of them"),
         (10**400, lambda f: f.positive("x"), "x is a whole number of about 400 digits; allowed: a number above 0"),
-        (-1, lambda f: f.optional_integer("x"), "x is -1; allowed: a whole number from 0"),
+        (-1, lambda f: f.optional_id("x", 5), "x is -1; allowed: a whole number from 0"),
+        (5, lambda f: f.optional_id("x", 5), "x is 5; allowed: an id of the vocabulary, 0 to 4, or nothing"),
+        ([4, 5], lambda f: f.ids("x", 5), "x is [4, 5]; allowed: ids of the vocabulary, 0 to 4"),
         ([2, "a"], lambda f: f.integers("x"), "allowed: a whole number from 0, or a list of them"),
         (-1.5, lambda f: f.positive("x"), "x is -1.5; allowed: a number above 0"),
         (float("inf"), lambda f: f.positive("x"), "x is inf"),
@@ -59,7 +61,9 @@ def test_defaults_and_values() -> None:
     fields = _fields(a=3, b=None, c=[4, 5], d={"e": "text"}, g=False, h=["i"])
     assert fields.integer("a") == 3
     assert fields.integer("b", 7) == 7
-    assert fields.optional_integer("b") is None
+    assert fields.optional_id("b", 5) is None
+    assert fields.optional_id("a", 4) == 3
+    assert fields.ids("c", 6) == (4, 5)
     assert fields.integers("a") == (3,)
     assert fields.integers("b") == ()
     assert fields.integers("c") == (4, 5)

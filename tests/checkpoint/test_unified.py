@@ -126,13 +126,40 @@ def test_is_checkpoint(checkpoint: Breakable, model: Breakable, tmp_path: Path) 
 # ---- what is refused
 
 
+@pytest.mark.parametrize(
+    ("name", "stated", "expected"),
+    [
+        ("bos_token_id", 97, "an id of the vocabulary, 0 to 96, or nothing"),
+        ("pad_token_id", 1000, "an id of the vocabulary, 0 to 96, or nothing"),
+        ("eos_token_ids", [2, 97], "ids of the vocabulary, 0 to 96"),
+    ],
+)
+def test_a_token_beyond_the_vocabulary(checkpoint: Breakable, name: str, stated: Any, expected: str) -> None:
+    path = checkpoint.folder / "config.json"
+    config = json.loads(path.read_text())
+    config["workbench"][name] = stated
+    config["vocab_size"] = 97
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(checkpoint.folder)
+    assert f"config.json: workbench.{name} is {stated}; allowed: {expected}" in str(raised.value)
+
+
 def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere is not a folder; give a folder that 'workbench convert' wrote"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist; give a folder that 'workbench convert' wrote"):
         load_checkpoint(tmp_path / "nowhere")
 
 
 def test_another_folder(model: Breakable) -> None:
+    told = r"is a Hugging Face model, not a checkpoint of the workbench; convert it first: workbench convert"
+    with pytest.raises(CheckpointError, match=told):
+        load_checkpoint(model.folder)
+    (model.folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is no checkpoint of the workbench; make one: workbench convert"):
+        load_checkpoint(model.folder)
+    (model.folder / "config.json").unlink()
+    (model.folder / "ranges.safetensors").touch()
+    with pytest.raises(CheckpointError, match="holds the ranges of a calibration, and no checkpoint; make one"):
         load_checkpoint(model.folder)
 
 

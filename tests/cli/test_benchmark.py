@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from workbench.cli.main import main
+from workbench.errors import LimitError
 
 Result = Callable[..., dict[str, Any]]
 Refused = Callable[..., str]
@@ -47,14 +51,19 @@ def test_the_defaults_in_the_help_are_the_real_ones() -> None:
 
 def test_the_defaults_in_the_help_are_the_gpus_too() -> None:
     pytest.importorskip("triton", reason="needs triton")
-    from workbench.cli.benchmark import COMMAND, GPU_LISTS
+    from workbench.cli.benchmark import COMMAND
+    from workbench.cli.benchmark_gpu import GPU_LISTS
     from workbench.evaluation.gpu_benchmark import GPU_MODES, GpuBenchmarkOptions
+    from workbench.evaluation.gpu_tuning import DEFAULT_BATCHES
 
     options = GpuBenchmarkOptions()
     for name, text in GPU_LISTS.items():
         assert f"(default: {' '.join(map(str, getattr(options, name)))})" in text
     told = " ".join(COMMAND.parser().format_help().split())
     assert f"timed (default: {options.steps})" in told
+    prefills = " ".join(f"{batch}x{length}" for batch, length in options.prefills)
+    assert f"read at once (default: {prefills}; nothing" in told
+    assert f"--batches (default: {' '.join(map(str, DEFAULT_BATCHES))})" in told
     assert f"GPU: out of {' '.join(GPU_MODES)} (default: all)" in told
 
 
@@ -69,7 +78,9 @@ def test_a_preset_is_timed_on_the_cpu_where_there_is_no_gpu(
     assert "dummy weights in the sizes of internlm2-7b, n_layer 1, n_embd 64, n_head 2" in told
 
 
-@pytest.mark.parametrize("flags", [("--dummy",), ("--steps", "8"), ("--batches", "1"), ("--no_hugging_face",)])
+@pytest.mark.parametrize(
+    "flags", [("--dummy",), ("--steps", "8"), ("--batches", "1"), ("--no_hugging_face",), ("--prefills",)]
+)
 def test_flags_of_the_gpu_without_one_are_refused_before_anything_is_timed(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
@@ -95,31 +106,112 @@ def test_a_flag_of_the_cpu_stays_on_the_cpu(
     assert "1 threads" in capsys.readouterr().out
 
 
-def test_a_preset_on_a_gpu_is_timed_in_the_sizes_that_are_asked_for(
-    result_of: Result, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A machine whose GPU takes two milliseconds for everything; what it was asked to time."""
     pytest.importorskip("triton", reason="needs triton")
     from workbench.evaluation import gpu_benchmark
-    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions, GpuBenchmarkResult, GpuSpeed
-    from workbench.model.config import ModelConfig
-    from workbench.model.presets import PRESETS, Sizes, resized
+    from workbench.evaluation.gpu_results import Conditions, GpuBenchmarkResult, GpuSpeed
 
-    asked: list[ModelConfig] = []
+    asked: list[dict[str, Any]] = []
 
-    def timed(name: str, config: ModelConfig, options: GpuBenchmarkOptions, _: object) -> GpuBenchmarkResult:
-        asked.append(config)
-        speed = GpuSpeed("int4", 1, 128, 2.0, 500.0, 10**9, 0.5, 1e10, 10**9)
-        return GpuBenchmarkResult(name, options, "GPU", {}, 3e12, (speed,), ())
+    def timed(name: str, config: Any, options: Any, _: object, *, known: Any, keep: Any) -> GpuBenchmarkResult:
+        asked.append({"name": name, "config": config, "options": options, "known": known})
+        speed = GpuSpeed(options.modes[0], 1, 128, 2.0, 500.0, 10**9, 0.5, 1e10, 10**9)
+        conditions = Conditions(name, {}, options.steps, "GPU", {"torch": "2"}, "code")
+        result = GpuBenchmarkResult(conditions, {"steps": 8}, 3e12, (speed,), (), "2026-11-30", 60.0)
+        keep(result)
+        if options.steps == 13:
+            raise LimitError("an unlucky number of steps")
+        return result
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("workbench.backends.kernels.require_gpu", lambda _: None)
     monkeypatch.setattr(gpu_benchmark, "gpu_benchmark", timed)
-    figure = tmp_path / "roofline.png"
-    words = ("--preset", "internlm2-7b", "--n_layer", "2", "--steps", "8", "--modes", "int4", "--roofline", figure)
-    result = result_of("benchmark", *words, table=1)
-    assert asked == [resized(PRESETS["internlm2-7b"], Sizes(n_layer=2))]
-    assert result["model"] == "internlm2-7b, n_layer 2"
-    assert (result["options"]["steps"], result["options"]["modes"]) == (8, ["int4"])
+    return asked
+
+
+def test_a_preset_on_a_gpu_is_timed_in_the_sizes_that_are_asked_for(
+    result_of: Result, gpu: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    from workbench.model.presets import PRESETS, Sizes, resized
+
+    figure, tables = tmp_path / "roofline.png", tmp_path / "tables.md"
+    words = ("--preset", "internlm2-7b", "--n_layer", "2", "--steps", "8", "--modes", "int4", "--prefills", "2x9")
+    result = result_of("benchmark", *words, "--roofline", figure, "--markdown", tables, table=1)
+    (asked,) = gpu
+    assert asked["config"] == resized(PRESETS["internlm2-7b"], Sizes(n_layer=2))
+    assert (result["model"], result["steps"]) == ("internlm2-7b, n_layer 2", 8)
+    assert (asked["options"].steps, asked["options"].modes) == (8, ("int4",))
+    assert asked["options"].prefills == ((2, 9),)
     assert figure.stat().st_size > 0
+    told = tables.read_text().splitlines()[0]
+    assert told.startswith(
+        "`workbench benchmark --modes int4 --preset internlm2-7b --n_layer 2 --prefills 2x9 --steps 8"
+    )
+
+
+def test_a_run_that_was_stopped_goes_on(
+    refused: Refused, gpu: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "speeds.json"
+    words = ("--preset", "internlm2-1.8b", "--dummy", "--json", str(file), "--resume")
+    assert main(["benchmark", *words]) == 0
+    assert gpu[0]["known"] is None  # there was no file yet
+    assert main(["benchmark", *words]) == 0
+    assert [speed.mode for speed in gpu[1]["known"].speeds] == ["float16"]
+    assert f"1 cases are in {file} already" in capsys.readouterr().out
+    # What was measured stays when a case cannot be: the error is told, and written nowhere.
+    assert "an unlucky number of steps" in refused("benchmark", *words, "--steps", "13")
+    assert json.loads(file.read_text())["result"]["speeds"]
+    assert json.loads(file.read_text())["exit_code"] is None
+    file.write_text("{}")
+    assert "has no result to go on with; give another path, or leave --resume out" in refused("benchmark", *words)
+    file.write_text('{"result": {"model": "demo"}}')
+    assert "this is no result of a GPU benchmark (" in refused("benchmark", *words)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--resume",), "--resume without --json; name the file of the run that was stopped: --json FILE"),
+        (("--prefills", "8"), "--prefills 8; allowed: prompts x tokens, such as 8x1024"),
+        (("--prefills", "0x8"), "benchmark prefill 0x8; allowed: whole numbers from 1"),
+        (("--tune", "--steps", "8", "--resume"), "--resume without --json"),
+        (("--tune", "--steps", "8"), "--tune beside --steps; tune first, then time without --tune"),
+        (("--tune", "--batches", "65"), "--batches 65 beside --tune; allowed: up to 64"),
+        (("--tune", "--modes", "int5"), "benchmark mode 'int5'; allowed: float16, int8"),
+    ],
+)
+def test_flags_of_the_gpu_that_mean_nothing(refused: Refused, flags: tuple[str, ...], message: str) -> None:
+    assert message in refused("benchmark", "--preset", "internlm2-1.8b", *flags)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_tuning_says_what_was_chosen_and_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from workbench.evaluation import gpu_tuning
+    from workbench.evaluation.gpu_tuning import TunedProduct, TuningResult
+
+    asked: list[Any] = []
+
+    def tuned(name: str, _: object, modes: object, batches: object, __: object) -> TuningResult:
+        asked.append((name, modes, batches))
+        products = (TunedProduct("qkv", "int4 1x2", (1, 2, 3), 5.0, 2e12), TunedProduct("o", "int8", (), 1.0, 1e12))
+        return TuningResult(name, "GPU", products)
+
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu_tuning, "tune_model", tuned)
+    file = tmp_path / "tiles.out.json"
+    words = ["--preset", "internlm2-1.8b", "--tune", "--modes", "int4", "--batches", "1", "8", "--json", str(file)]
+    assert main(["benchmark", *words]) == 0
+    assert asked == [("internlm2-1.8b", ("int4",), (1, 8))]
+    told = capsys.readouterr().out
+    assert "1 2 3 5.0   2000.0" in " ".join(told.split()).replace("5.0 2000.0", "5.0   2000.0")
+    assert f"remembered in {tmp_path / 'tiles.json'}" in told
+    assert json.loads(file.read_text())["result"]["products"][0]["tiles"] == [1, 2, 3]
 
 
 def test_what_is_timed_must_be_said(refused: Refused, random_model_dir: Callable[..., Path], tmp_path: Path) -> None:

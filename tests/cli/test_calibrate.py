@@ -41,7 +41,7 @@ def test_the_built_in_text_makes_ranges_and_rows(
     assert result["tokens"] == 128
     assert result["tune_samples"] == 2
     assert result["dtype"] == "float32"
-    assert result["dataset"] == "pydoc_data.topics"
+    assert result["dataset"] == "built-in text"
     assert result["model_fingerprint"] == HFCheckpoint.open(tiny_model_dir).fingerprint()
     ranges = ActivationRanges.load(out)
     assert [row["linear"] for row in result["linears"]] == list(ranges.inputs)
@@ -51,7 +51,7 @@ def test_the_built_in_text_makes_ranges_and_rows(
         assert row["input"]["100"] == pytest.approx(float(ranges.inputs[row["linear"]].max()))
     assert load_rows(out)("lm_head").shape[0] == 16
     told = capsys.readouterr().out
-    assert "saw 128 tokens of pydoc_data.topics" in told
+    assert "saw 128 tokens of built-in text" in told
     assert "largest input: " in told
     assert f"wrote {out}" in told
 

@@ -44,6 +44,13 @@ def test_a_flag_like_no_other_points_at_the_help(command: Command) -> None:
     assert str(caught.value) == "--zzz is no flag; see workbench say --help"
 
 
+def test_a_flag_of_another_command_says_what_to_do_instead() -> None:
+    command = Command("say", "", "", add_flags, lambda _: Outcome(), instead={"--input_texts": "write it"})
+    with pytest.raises(UsageError) as caught:
+        command.parse(["--input-texts", "a"])
+    assert str(caught.value) == "--input_texts is no flag; write it"
+
+
 def test_flags_are_not_shortened(command: Command) -> None:
     with pytest.raises(UsageError, match="--input is no flag; did you mean '--input_text'"):
         command.parse(["--input", "a"])
@@ -107,3 +114,26 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, who may write everywhere
     with pytest.raises(UsageError, match=r"--csv .*x may not be written; give a path of yours"):
         require_writable("--csv", tmp_path / "x")
+
+
+def test_an_outcome_replaces_the_file_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, link = tmp_path / "held.json", tmp_path / "link.json"
+    link.symlink_to(held)
+    write_json(link, {"a": 1})
+    assert link.is_symlink()
+    assert json.loads(held.read_text()) == {"a": 1}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(UsageError, match=r"link\.json cannot be written \(No space left on device\)"):
+        write_json(link, {"b": 2})
+    assert json.loads(held.read_text()) == {"a": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held.json", "link.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="this system has no such device")
+def test_an_outcome_can_go_to_a_device() -> None:
+    write_json(Path("/dev/null"), {"a": 1})
+    assert not Path("/dev/null").is_file()

@@ -54,7 +54,7 @@ def test_no_model(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_missing_folder(refused: Refused, tmp_path: Path) -> None:
-    assert f"{tmp_path / 'none'} is not a folder" in refused(
+    assert f"{tmp_path / 'none'} does not exist" in refused(
         "convert", "--model_dir", tmp_path / "none", "-o", tmp_path / "x"
     )
 
@@ -173,7 +173,7 @@ def test_ranges_that_are_given_or_made_now_give_the_same(
     capsys.readouterr()
     result = result_of(*words, "-o", tmp_path / "now", *FEW)
     told = capsys.readouterr().out
-    assert "smoothing needs ranges: calibrating with 2 x 16 tokens of pydoc_data.topics" in told
+    assert "smoothing needs ranges: calibrating with 2 x 16 tokens of built-in text" in told
     stored = result["kv_bytes_per_token"]
     assert (
         f"KV cache: {stored:,} bytes a token in INT8 instead of {4 * stored:,} in float32: saves {3 * stored:,}" in told

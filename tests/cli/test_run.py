@@ -225,6 +225,78 @@ def test_what_sampling_cannot_do(refused: Refused, run_words: tuple[Any, ...]) -
     assert "--system_text without --chat; add --chat" in refused(*words, "--system_text", "a")
 
 
+def test_prompts_of_a_file_are_one_batch_and_outputs_go_to_files(
+    result_of: Result, run_words: tuple[Any, ...], demo_tokenizer: Any, tmp_path: Path
+) -> None:
+    texts = ["One", "Two words and more", "3"]
+    expected = result_of(*run_words, "--backend", "torch", "--input_text", *texts)["outputs"]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts) + "\n")
+    ids = [demo_tokenizer.encode(text) for text in texts]
+    (tmp_path / "ids.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in ids))
+    longest = max(map(len, ids))
+    np.save(tmp_path / "ids.npy", [row + [-1] * (longest - len(row)) for row in ids])
+    for name in ("prompts.txt", "ids.csv", "ids.npy"):
+        out, logits = tmp_path / f"{name}.out.csv", tmp_path / f"{name}.logits.npy"
+        files = ("--output_csv", out, "--output-logits-npy", logits)
+        words = (*run_words, "--backend", "torch", "--input_file", tmp_path / name, *files)
+        outputs = result_of(*words)["outputs"]
+        assert outputs == expected
+        rows = [[int(cell) for cell in line.split(",")] for line in out.read_text().splitlines()]
+        assert rows == [output["output_ids"] for output in outputs]
+        table = np.load(logits)
+        assert table.shape == (3, max(map(len, rows)), len(demo_tokenizer))
+        for place, row in enumerate(rows):
+            assert table[place, : len(row)].argmax(-1).tolist() == row
+
+
+def test_logits_are_those_before_penalties(result_of: Result, run_words: tuple[Any, ...], tmp_path: Path) -> None:
+    words = (*run_words, "--backend", "torch", "--input_text", "One", "--output_logits_npy", tmp_path / "a.npy")
+    (free,) = result_of(*words)["outputs"]
+    before = np.load(tmp_path / "a.npy")
+    bad = ("--bad_words", free["output_text"][:4])
+    result_of(*words, "--repetition_penalty", "5", *bad)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy")[0, 0], before[0, 0])
+
+
+def test_nothing_is_written_when_a_run_fails(
+    refused: Refused, run_words: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench.errors import LimitError
+    from workbench.runtime.session import TorchSession
+
+    def fail(*_: Any) -> None:
+        raise LimitError("no more")
+
+    (tmp_path / "a.csv").write_text("old")
+    files = [("--output_csv", "a.csv"), ("--output_npy", "b.npy"), ("--output_logits_npy", "c.npy")]
+    words = [word for flag, name in files for word in (flag, tmp_path / name)]
+    monkeypatch.setattr(TorchSession, "decode", fail)
+    assert "no more" in refused(*run_words, "--input_text", "One", *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+def test_files_that_are_one_file(refused: Refused, tmp_path: Path) -> None:
+    words = ("run", "--checkpoint_dir", "none", "--tokenizer_dir", "none")
+    (tmp_path / "a.csv").write_text("1,2\n")
+    same = ("--input_file", tmp_path / "a.csv", "--output_csv", tmp_path / "a.csv")
+    assert "--input_file and --output_csv are both" in refused(*words, *same)
+    same = ("--output_npy", tmp_path / "b", "--output_logits_npy", tmp_path / "b")
+    told = refused(*words, "--input_text", "a", *same)
+    assert f"--output_npy and --output_logits_npy are both {tmp_path / 'b'}; give each a file of its own" in told
+
+
+def test_texts_and_a_file_are_a_choice(refused: Refused, run_words: tuple[Any, ...], tmp_path: Path) -> None:
+    assert "one of the arguments --input_text --input_file is required" in refused(*run_words)
+    both = ("--input_text", "a", "--input_file", tmp_path / "a.txt")
+    assert "--input_file: not allowed with argument --input_text" in refused(*run_words, *both)
+    assert "a.txt does not exist" in refused(*run_words, "--input_file", tmp_path / "a.txt")
+    (tmp_path / "a.csv").write_text("5\n49152\n")
+    told = refused(*run_words, "--input_file", tmp_path / "a.csv")
+    assert "prompt 2" in told
+    assert "49152" in told
+
+
 def test_a_folder_with_tokenizer_model_alone(
     result_of: Result, random_model_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -236,6 +308,18 @@ def test_a_folder_with_tokenizer_model_alone(
     (output,) = result_of(*words, "--chat", "--input_text", "再见<eoa>")["outputs"]
     assert output["input_tokens"] > 20
     assert len(output["output_ids"]) <= 5
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(
+    refused: Refused, random_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    from tests.runtime.small_sentencepiece import internlm2
+
+    model, folder = random_model_dir(vocab=420, max_positions=64), internlm2(tmp_path / "t", eos_token="<extra>")
+    (folder / "added_tokens.json").write_text('{"<extra>": 420}')
+    assert main(["convert", "--model_dir", str(model), "--dtype", "float32", "-o", str(tmp_path / "checkpoint")]) == 0
+    told = refused("run", "--checkpoint_dir", tmp_path / "checkpoint", "--tokenizer_dir", folder, "--input_text", "a")
+    assert "eos_token '<extra>' has the id 420; allowed: ids of the model's vocabulary, 0 to 419; give the" in told
 
 
 def test_a_stretched_model_takes_longer_texts(

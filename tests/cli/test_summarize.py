@@ -35,7 +35,7 @@ def test_both_sides_are_judged_on_the_same_articles(
     how = ("--dataset", articles, "--output_len", "6", "--batch_size", "2", "--eval_ppl")
     result = result_of("summarize", "--test_trt_llm", "--test_hf", *words, *how)
     told = capsys.readouterr().out
-    assert result["reason"] == "backend cpu: a checkpoint runs with the fast CPU kernels"
+    assert result["reason"].startswith("backend cpu: the fast CPU kernels, since ")
     assert result["reason"] in told
     assert result["articles"] == 2
     assert f"--max_ite 20: {articles} has 2 articles" in told

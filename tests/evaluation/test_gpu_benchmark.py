@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="needs triton")
 
-from workbench.errors import BackendError, WorkbenchError
-from workbench.evaluation.dummy_weights import DummyMode, dummy_weights
+from workbench.errors import BackendError, LimitError, WorkbenchError
+from workbench.evaluation import gpu_benchmark as benchmarking
+from workbench.evaluation import gpu_reference
 from workbench.evaluation.gpu_benchmark import (
+    GPU_MODES,
     GpuBenchmarkOptions,
-    GpuBenchmarkResult,
-    GpuSpeed,
+    dummy_weights,
     gpu_benchmark,
+    prefill_flops,
     step_flops,
     timed_config,
 )
-from workbench.evaluation.gpu_roofline import plot_roofline
+from workbench.evaluation.gpu_results import GpuBenchmarkResult
 from workbench.model.presets import PRESETS
 from workbench.model.weights import DenseWeight, Int4GroupWeight, SmoothQuantWeight
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SMALL = replace(
     PRESETS["internlm-7b"], hidden_size=256, intermediate_size=352, num_layers=2, num_heads=4, num_kv_heads=4,
-    head_dim=64, vocab_size=320,
+    head_dim=64, vocab_size=320, eos_token_ids=(2,),
 )  # fmt: skip
-
-
-def _speed(mode: str, batch: int, context: int) -> GpuSpeed:
-    return GpuSpeed(mode, batch, context, 2.0 + batch, 500.0, 10**9, 0.5, 1e10 * batch, 10**9)
 
 
 def test_operations_are_two_a_weight_and_four_a_key_element() -> None:
@@ -42,12 +41,21 @@ def test_operations_are_two_a_weight_and_four_a_key_element() -> None:
     assert step_flops(config, 3, 100) == 3 * (2 * weights + 4 * 32 * 4096 * 100)
 
 
+def test_a_prefill_multiplies_the_head_once_a_prompt_and_looks_back_only() -> None:
+    config = PRESETS["internlm-7b"]
+    layers = 32 * (4096 * 12288 + 4096 * 4096 + 3 * 4096 * 11008)
+    attention = 4 * 32 * 4096 * (1 + 2 + 3)
+    assert prefill_flops(config, 5, 3) == 5 * (3 * 2 * layers + attention + 2 * 103168 * 4096)
+
+
 def test_a_model_is_timed_with_room_for_the_longest_case_and_plain_rope() -> None:
     short, long = GpuBenchmarkOptions(contexts=(128,)), GpuBenchmarkOptions(contexts=(8, 40000), steps=10)
+    read = GpuBenchmarkOptions(contexts=(8,), prefills=((1, 50000),))
     config = PRESETS["internlm2-7b"]
     assert config.rope_scaling is not None
     assert timed_config(config, short) == replace(config, rope_scaling=None)
     assert timed_config(config, long).max_position_embeddings >= 40010
+    assert timed_config(config, read).max_position_embeddings > 50000
 
 
 @pytest.mark.parametrize(
@@ -57,11 +65,12 @@ def test_a_model_is_timed_with_room_for_the_longest_case_and_plain_rope() -> Non
         ({"batches": (0,)}, r"benchmark batches \(0,\); allowed: whole numbers from 1"),
         ({"contexts": ()}, r"benchmark contexts \(\)"),
         ({"steps": 0}, r"benchmark steps \(0,\)"),
+        ({"prefills": ((0, 4),)}, "benchmark prefill 0x4; allowed: whole numbers from 1"),
     ],
 )
-def test_options_that_cannot_be_timed_are_refused(options: dict[str, tuple[int, ...]], message: str) -> None:
+def test_options_that_cannot_be_timed_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(WorkbenchError, match=message):
-        GpuBenchmarkOptions(**options)  # type: ignore[arg-type]
+        GpuBenchmarkOptions(**options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -70,48 +79,156 @@ def test_without_a_gpu_it_says_so() -> None:
         gpu_benchmark("small", SMALL)
 
 
-def test_dummy_layers_have_the_models_shapes_and_are_drawn_when_asked_for() -> None:
-    weights = dummy_weights(SMALL, DummyMode("int4", int8_cache=True), torch.device("cpu"))
-    layer = weights.layers[1]
-    assert len(list(weights.layers)) == 2
-    assert isinstance(layer.down, Int4GroupWeight)
-    assert layer.down.weight.shape == (256, 176)
-    assert layer.down.weight_scale.shape == (256, 3)  # 352 = 2 * 128 + 96
-    assert layer.qkv.bias is not None
-    assert layer.kv_scales is not None
+def test_dummy_weights_are_those_of_the_modes_recipe() -> None:
+    def layer(mode: str) -> Any:
+        return dummy_weights(SMALL, GPU_MODES[mode]).layers[1]
+
+    weights = dummy_weights(SMALL, GPU_MODES["int4"])
+    assert len(weights.layers) == 2
     assert isinstance(weights.lm_head, DenseWeight)
-    assert isinstance(dummy_weights(SMALL, DummyMode("w8a8"), torch.device("cpu")).layers[0].o, SmoothQuantWeight)
-    assert layer.gate_up.bias is None
-    biased = dummy_weights(replace(SMALL, mlp_bias=True), DummyMode("int8"), torch.device("cpu")).layers[0]
-    assert biased.gate_up.bias is not None
-    assert biased.down.bias is not None
-    with pytest.raises(IndexError):
-        weights.layers[2]
+    int4 = layer("int4")
+    assert isinstance(int4.down, Int4GroupWeight)
+    assert int4.down.weight.shape == (256, 176)
+    assert int4.down.weight_scale.shape == (256, 3)  # 352 = 2 * 128 + 96
+    assert int4.qkv.bias is not None
+    assert int4.kv_scales is None
+    assert isinstance(layer("w8a8+kv8").o, SmoothQuantWeight)
+    assert layer("w8a8+kv8").kv_scales is not None
+    assert isinstance(layer("float16+kv8").o, DenseWeight)
 
 
-def test_the_roofline_has_every_case_and_the_roof(tmp_path: Path) -> None:
-    speeds = tuple(
-        _speed(mode, batch, context) for mode in ("int4", "hf eager") for batch in (1, 8) for context in (128, 2048)
-    )
-    result = GpuBenchmarkResult("small", GpuBenchmarkOptions(), "GPU", {}, 3e12, speeds, ())
-    figure = plot_roofline(result)
-    (axes,) = figure.axes
-    assert sum(len(points.get_offsets()) for points in axes.collections) == len(speeds)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "int4", "hf eager", "bandwidth of a copy: 3.00 TB/s"
+# ---- a run without a GPU: sessions that take no time
+
+QUICK = GpuBenchmarkOptions(
+    modes=("float16", "int4"), batches=(1, 16), contexts=(8, 24), prefills=((2, 16),), steps=4
+)  # fmt: skip
+
+
+class _Session:
+    """Refuses 16 rows of 24 tokens; a step takes 2 ms, a prefill 5."""
+
+    kv_bytes_per_token = 10
+    opened = 0
+
+    def __init__(self, *_: Any) -> None:
+        type(self).opened += 1
+        self.ops = SimpleNamespace(weight_bytes=1000)
+
+    def close(self) -> None: ...
+
+
+def _decode(_: _Session, case: Any) -> float:
+    if (case.batch, case.context) == (16, 24):
+        raise LimitError("no memory")
+    return 2.0
+
+
+class _Reference:
+    weight_bytes, kv_bytes = 2000, 20
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def step_ms(self, batch: int, context: int, *, compiled: bool) -> float:
+        return (
+            9.0
+            if compiled
+            else 80.0
+            if (batch, context) != (16, 24)
+            else _decode(_Session(), SimpleNamespace(batch=batch, context=context))
+        )
+
+    def prefill_ms(self, *_: int) -> float:
+        return 6.0
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Session, "opened", 0)
+    for name, stub in {
+        "require_gpu": lambda _: None,
+        "CudaSession": _Session,
+        "_decode_ms": _decode,
+        "_prefill_ms": lambda *_: 5.0,
+        "copy_bandwidth": lambda _: 1e12,
+    }.items():
+        monkeypatch.setattr(benchmarking, name, stub)
+    monkeypatch.setattr(gpu_reference, "HuggingFaceDecoding", _Reference)
+    for name, value in {"get_device_name": "A GPU", "max_memory_allocated": 7}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_every_case_has_a_line_or_a_reason() -> None:
+    kept: list[GpuBenchmarkResult] = []
+    result = gpu_benchmark("small", SMALL, QUICK, keep=kept.append)
+    modes = ["float16"] * 4 + ["int4"] * 4 + ["hf eager"] * 4 + ["hf compiled"]
+    assert [speed.mode for speed in result.speeds] == modes
+    assert [(s.task, s.batch, s.context) for s in result.speeds[:4]] == [
+        ("decode", 1, 8), ("decode", 16, 8), ("decode", 1, 24), ("prefill", 2, 16)
     ]  # fmt: skip
-    figure.savefig(tmp_path / "roofline.png")
+    assert result.skipped == tuple(
+        f"{mode} batch 16 context 24: does not fit the device's memory" for mode in ("float16", "int4", "hf eager")
+    )
+    step, prefill = result.speeds[1], result.speeds[3]
+    assert (step.step_ms, step.tokens_per_s, step.moved_bytes) == (2.0, 8000, 1000 + 16 * 10 * 10)  # 8 + 4 / 2 tokens
+    assert step.bandwidth_share == pytest.approx(2600 / 2e-3 / 1e12)
+    assert (prefill.tokens_per_s, prefill.moved_bytes) == (6400, 1000 + 2 * 16 * 10)
+    assert prefill.tflops == pytest.approx(prefill_flops(SMALL, 2, 16) / 5e9)
+    assert kept[-1] == result
+    assert [len(each.speeds) + len(each.skipped) for each in kept] == list(range(1, 17))
+    assert len(result.frame) == 13
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_stopped_run_goes_on_where_it_was() -> None:
+    kept: list[GpuBenchmarkResult] = []
+    whole = gpu_benchmark("small", SMALL, QUICK, keep=kept.append)
+    half = GpuBenchmarkResult.from_dict(json.loads(json.dumps(kept[4].to_dict())))
+    assert half.skipped  # what did not fit is not tried again
+    _Session.opened, kept[:] = 0, []
+    again = gpu_benchmark("small", SMALL, QUICK, known=half, keep=kept.append)
+    assert (again.speeds, again.skipped) == (whole.speeds, whole.skipped)
+    assert len(kept) == 16 - 5
+    assert _Session.opened == 2  # int4's, and one by the stub of Hugging Face
+    assert again.date == half.date
+    more = gpu_benchmark("small", SMALL, replace(QUICK, batches=(1, 2, 16)), known=again)
+    assert len(more.speeds) == len(whole.speeds) + 2 + 2 + 2 + 1
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_times_of_other_conditions_are_not_put_together() -> None:
+    known = gpu_benchmark("small", SMALL, replace(QUICK, hugging_face=False))
+    with pytest.raises(WorkbenchError, match="the times in the file hold for another steps; begin anew, without"):
+        gpu_benchmark("small", SMALL, replace(QUICK, steps=5), known=known)
+    changed = replace(known, conditions=replace(known.conditions, code="other", gpu="Another"))
+    with pytest.raises(WorkbenchError, match="hold for another gpu and code"):
+        gpu_benchmark("small", SMALL, QUICK, known=changed)
 
 
 @pytest.mark.gpu
 @needs_gpu
 def test_every_mode_is_timed() -> None:
-    options = GpuBenchmarkOptions(batches=(1, 3), contexts=(8,), steps=4, hugging_face=False)
+    options = GpuBenchmarkOptions(batches=(1, 3), contexts=(8,), prefills=((2, 16),), steps=4, hugging_face=False)
     result = gpu_benchmark("small", SMALL, options)
-    assert [(s.mode, s.batch) for s in result.speeds] == [(m, b) for m in options.modes for b in (1, 3)]
+    decoding = [s for s in result.speeds if s.task == "decode"]
+    assert [(s.mode, s.batch) for s in decoding] == [(m, b) for m in options.modes for b in (1, 3)]
+    assert [s.mode for s in result.speeds if s.task == "prefill"] == list(options.modes)
     assert all(s.step_ms > 0 and s.moved_bytes > 0 and s.peak_bytes > 0 for s in result.speeds)
-    by_mode = {s.mode: s.moved_bytes for s in result.speeds if s.batch == 1}
+    by_mode = {s.mode: s.moved_bytes for s in decoding if s.batch == 1}
     assert by_mode["int4"] < by_mode["int8"] < by_mode["float16"]
     assert by_mode["float16+kv8"] < by_mode["float16"]
     assert json.dumps(result.to_dict())
-    assert len(result.frame) == len(result.speeds)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_hugging_face_is_timed_eager_and_compiled() -> None:
+    options = GpuBenchmarkOptions(modes=("float16",), batches=(1,), contexts=(8,), prefills=((2, 16),), steps=4)
+    result = gpu_benchmark("small", SMALL, options)
+    assert [(s.mode, s.task) for s in result.speeds if s.mode.startswith("hf")] == [
+        ("hf eager", "decode"), ("hf eager", "prefill"), ("hf compiled", "decode")
+    ]  # fmt: skip

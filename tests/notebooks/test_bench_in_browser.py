@@ -39,6 +39,7 @@ def test_a_person_looks_tunes_stops_and_compares(notebooks, tmp_path):
         person.clicks_a_hot_cell(layer=11)
         person.moves_alpha_of_down()
         person.tunes_and_stops()
+        person.asks_for_too_much()
         person.compares_and_clicks()
         person.looks_in_both_themes()
         person.restarts_the_kernel_during_work()
@@ -98,6 +99,18 @@ class _Person:
         assert groups <= self._recipe_text().count("layers.") < 2 * 120
         self._look("tuning_stopped", self.alpha)
 
+    def asks_for_too_much(self):
+        """A number beyond a limit is put back, and a note beside the field says which limit that is."""
+        field = self.compare.get_by_role("spinbutton", name="Windows")
+        before = field.input_value()
+        for number, shown in (("5000", "64"), (before, before)):
+            field.fill(number)
+            field.press("Enter")
+            self._wait_until(lambda shown=shown: field.input_value() == shown, f"{number} did not become {shown}")
+            if number != shown:
+                self._wait_for_text(self.compare.locator(".wb-limit"), "64 is the most")
+        self.compare.locator(".wb-limit").wait_for(state="detached", timeout=20_000)
+
     def compares_and_clicks(self):
         """The comparison runs beside the notebook; a click on its map draws another tap."""
         self.compare.get_by_role("button", name="Compare").first.click()
@@ -107,6 +120,9 @@ class _Person:
         self._row(self.compare, "mlp.down").locator(".wb-cell").nth(3).click()
         self._wait_for_text(self.compare, "layers.3.mlp.down")
         self._wait_until_other(self.compare, before)
+        self.compare.get_by_role("button", name="Worst", exact=True).click()
+        worst = self.compare.locator(".wb-tap b").inner_text
+        self._wait_until(lambda: worst() != "layers.3.mlp.down", "the worst tap was not shown")
         self._look("layer_diff", self.compare)
 
     def looks_in_both_themes(self):

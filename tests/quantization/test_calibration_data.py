@@ -86,7 +86,7 @@ def test_rows_come_from_the_windows_that_are_left() -> None:
 
 def test_the_built_in_text_gives_windows_of_its_own_parts() -> None:
     data = calibration_windows(Letters(), built_in(), WindowCounts(samples=20, length=300, tune=4))
-    assert data.dataset == "pydoc_data.topics"
+    assert data.dataset == "built-in text"
     assert data.text_sha256 == text_sha256(offline_part("calibrate"))
     for window in data.ranges:
         assert words(window) in offline_part("calibrate")
@@ -179,7 +179,7 @@ def test_fewer_samples_than_asked_says_how_many_there_are() -> None:
         lambda: calibration_windows(Letters(), from_strings(["x" * 60]), counts),
     )
     refuses(
-        "0 samples of 10, but 8 were asked for; give",
+        "0 samples of 10, but 8 were asked for; ask for a smaller --length and fewer --samples, or give",
         lambda: calibration_windows(Letters(), from_strings(["x"]), counts),
     )
     refuses("but 9999 were asked for", lambda: calibration_windows(Letters(), built_in(), WindowCounts(samples=9999)))
@@ -234,7 +234,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_datasets_that_cannot_be_reached_are_refused() -> None:
     """Tests run offline, so no name of the hub can be."""
     refuses(
-        "dataset 'cnn_dailymail' cannot be reached, and is not in the cache; check the network, or give a folder",
+        "dataset 'cnn_dailymail' cannot be reached, and is not in the cache; check its name and the network, or give",
         lambda: from_dataset(DatasetChoice.parse("cnn_dailymail")),
     )
 

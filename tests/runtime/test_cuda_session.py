@@ -2,78 +2,35 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.runtime.small_models import LIMITS, random_weights, small_config
 from tests.tolerances import TOLERANCE, relative_l2
-from workbench.checkpoint.random_model import RandomModelSpec
-from workbench.errors import BackendError
+from tests.triton_interpreter import let_the_interpreter_count
+from workbench.errors import BackendError, LimitError
 from workbench.model.config import DYNAMIC, LINEAR, ModelConfig, RopeScaling
-from workbench.model.numerics import pack_int4, quantize_int4_groups, quantize_per_channel
 from workbench.model.rotary import stretched
-from workbench.model.weights import (
-    DenseWeight,
-    Int4GroupWeight,
-    Int8Weight,
-    KVScales,
-    LayerWeights,
-    LinearWeight,
-    ModelWeights,
-    SmoothQuantWeight,
-)
 from workbench.recipe import BuildLimits
-from workbench.runtime.session import SessionOptions, TorchSession
+from workbench.runtime.generate import generate
+from workbench.runtime.sampling import SamplingOptions
+from workbench.runtime.session import Session, SessionOptions, TokenSession, TorchSession
 
 pytest.importorskip("triton", reason="needs triton")
 
+from workbench.runtime import cuda_session
 from workbench.runtime.cuda_session import CudaOptions, CudaSession, bucket_of
 
 HALF = torch.float16
-LIMITS = BuildLimits(max_batch_size=64, max_input_len=48, max_output_len=16)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def _config(kv_heads: int) -> ModelConfig:
-    spec = RandomModelSpec(layers=3, hidden=256, heads=8, kv_heads=kv_heads, intermediate=352, vocab=320)
-    return spec.config
-
-
-def _linear(kind: str, rows: int, columns: int, seed: int) -> LinearWeight:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(rows, columns, generator=generator) / columns**0.5
-    bias = torch.randn(rows, generator=generator).half() * 0.1 if seed % 2 else None
-    if kind == "dense":
-        return DenseWeight(weight.half(), bias)
-    if kind == "int4":
-        integers, scale = quantize_int4_groups(weight, 32)
-        return Int4GroupWeight(pack_int4(integers), scale, 32, bias)
-    integers, scale = quantize_per_channel(weight)
-    return Int8Weight(integers, scale, bias) if kind == "int8" else SmoothQuantWeight(integers, scale, bias)
-
-
-def _weights(config: ModelConfig, kind: str, *, int8_cache: bool) -> ModelWeights:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    generator = torch.Generator().manual_seed(0)
-
-    def norm() -> torch.Tensor:
-        return (1 + 0.1 * torch.randn(hidden, generator=generator)).half()
-
-    def layer(index: int) -> LayerWeights:
-        return LayerWeights(
-            attention_norm=norm(),
-            qkv=_linear(kind, config.qkv_features, hidden, 10 * index + 1),
-            o=_linear(kind, hidden, config.num_heads * config.head_dim, 10 * index + 3),
-            mlp_norm=norm(),
-            gate_up=_linear(kind, 2 * inner, hidden, 10 * index + 4),
-            down=_linear(kind, hidden, inner, 10 * index + 6),
-            kv_scales=KVScales(torch.tensor(0.03), torch.tensor(0.03)) if int8_cache else None,
-        )
-
-    embedding = torch.randn(config.vocab_size, hidden, generator=generator).half()
-    head = DenseWeight((torch.randn(config.vocab_size, hidden, generator=generator) / hidden**0.5).half())
-    return ModelWeights([layer(index) for index in range(config.num_layers)], embedding, norm(), head)
+    return small_config(kv_heads, intermediate=352)
 
 
 def _limit(*, integers: bool) -> float:
@@ -90,7 +47,7 @@ def _limit(*, integers: bool) -> float:
 @pytest.mark.parametrize("batch", [1, 3, 20])
 def test_logits_are_those_of_the_plain_session(kind: str, kv_heads: int, int8_cache: bool, batch: int) -> None:
     config = _config(kv_heads)
-    weights = _weights(config, kind, int8_cache=int8_cache)
+    weights = random_weights(config, kind, int8_cache=int8_cache)
     plain = TorchSession(config, weights, SessionOptions(HALF, "torch", LIMITS, "cuda"))
     fast = CudaSession(config, weights, CudaOptions(HALF, LIMITS))
     generator = torch.Generator().manual_seed(batch)
@@ -112,7 +69,7 @@ def test_scaled_positions_are_those_of_the_plain_session(scaling: RopeScaling) -
     plain_rope = _config(2)
     config = replace(plain_rope, rope_scaling=scaling)
     config = stretched(config, 2 * config.max_position_embeddings)
-    weights = _weights(config, "dense", int8_cache=False)
+    weights = random_weights(config, "dense", int8_cache=False)
     plain = TorchSession(config, weights, SessionOptions(HALF, "torch", LIMITS, "cuda"))
     fast, unscaled = (CudaSession(one, weights, CudaOptions(HALF, LIMITS)) for one in (config, plain_rope))
     prompts, ids = [list(range(40)), list(range(7))], torch.tensor([3, 4])
@@ -126,7 +83,7 @@ def test_scaled_positions_are_those_of_the_plain_session(scaling: RopeScaling) -
 @needs_gpu
 def test_greedy_decoding_on_the_device_chooses_what_the_host_would() -> None:
     config = _config(4)
-    weights = _weights(config, "int4", int8_cache=False)
+    weights = random_weights(config, "int4", int8_cache=False)
     prompts = [[1, 2, 3], [5, 6, 7, 8, 9]]
     graph = CudaSession(config, weights, CudaOptions(HALF, LIMITS))
     eager = CudaSession(config, weights, CudaOptions(HALF, LIMITS, graphs=False))
@@ -142,7 +99,7 @@ def test_greedy_decoding_on_the_device_chooses_what_the_host_would() -> None:
 @needs_gpu
 def test_taps_are_those_of_the_plain_session() -> None:
     config = _config(4)
-    weights = _weights(config, "w8a8", int8_cache=False)
+    weights = random_weights(config, "w8a8", int8_cache=False)
     plain = TorchSession(config, weights, SessionOptions(HALF, "torch", LIMITS, "cuda"))
     fast = CudaSession(config, weights, CudaOptions(HALF, LIMITS))
     ids = torch.arange(20)[None]
@@ -159,7 +116,7 @@ def test_taps_are_those_of_the_plain_session() -> None:
 @needs_gpu
 def test_decoding_needs_a_prefill() -> None:
     config = _config(4)
-    session = CudaSession(config, _weights(config, "dense", int8_cache=False), CudaOptions(HALF, LIMITS))
+    session = CudaSession(config, random_weights(config, "dense", int8_cache=False), CudaOptions(HALF, LIMITS))
     with pytest.raises(RuntimeError, match="before any prefill"):
         session.decode_greedy()
     with pytest.raises(RuntimeError, match="after a prefill of 0 rows"):
@@ -170,9 +127,89 @@ def test_decoding_needs_a_prefill() -> None:
 def test_without_a_gpu_the_message_says_what_to_use() -> None:
     config = _config(4)
     with pytest.raises(BackendError, match="no CUDA GPU; use the CPU"):
-        CudaSession(config, replace(_weights(config, "dense", int8_cache=False), layers=[]), CudaOptions())
+        CudaSession(config, replace(random_weights(config, "dense", int8_cache=False), layers=[]), CudaOptions())
 
 
 @pytest.mark.parametrize(("batch", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, 16), (17, 24), (64, 64)])
 def test_buckets(batch: int, bucket: int) -> None:
     assert bucket_of(batch) == bucket
+
+
+SAMPLED = SamplingOptions(
+    temperature=1.2, top_k=40, top_p=0.95, repetition_penalty=1.1, frequency_penalty=0.1, random_seed=4
+)
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaSession]:
+    """On a GPU, or with Triton's kernels interpreted and no graph."""
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1 for Triton's interpreter")
+    if not on_gpu:
+        let_the_interpreter_count()
+    monkeypatch.setattr(cuda_session, "require_gpu", lambda _: None)
+    monkeypatch.setattr(cuda_session, "ROOM", 8)
+    config = replace(_config(2), num_layers=1, max_position_embeddings=40)
+    limits = BuildLimits(max_batch_size=4, max_input_len=32, max_output_len=48)
+    options = CudaOptions(HALF, limits, "cuda" if on_gpu else "cpu", graphs=on_gpu)
+    held = CudaSession(config, random_weights(config, "dense", int8_cache=False), options)
+    yield held
+    held.close()
+
+
+def _plain(session: CudaSession) -> TorchSession:
+    weights = random_weights(session.config, "dense", int8_cache=False)
+    return TorchSession(session.config, weights, SessionOptions(HALF, "torch", session.limits))
+
+
+def test_the_cache_grows_as_it_is_needed(session: CudaSession) -> None:
+    """Step by step through two places where it is made anew, up to the last position."""
+    plain, prompts = _plain(session), [[1, 2, 3, 4, 5], [9]]
+    assert relative_l2(session.prefill(prompts).cpu(), plain.prefill(prompts)) < _limit(integers=False)
+    rooms = []
+    for step in range(16):
+        ids = torch.tensor([step, 2 * step])
+        assert relative_l2(session.decode(ids).cpu(), plain.decode(ids)) < _limit(integers=False)
+        assert session._decoding is not None
+        rooms.append(session._decoding.max_len)
+    assert rooms == [16] * 11 + [32] * 5
+    session.prefill([[1] * 31])
+    for _ in range(9):
+        session.decode(torch.tensor([1]))
+    assert session._decoding is not None
+    assert session._decoding.max_len == 40
+    with pytest.raises(LimitError, match="max_position_embeddings 40"):
+        session.decode(torch.tensor([1]))
+
+
+@pytest.mark.parametrize("options", [SamplingOptions(), SAMPLED], ids=["greedy", "sampled"])
+def test_texts_are_those_that_the_host_would_choose(session: CudaSession, options: SamplingOptions) -> None:
+    """The same session through ``decode``: only who chooses differs."""
+
+    class Hosted:
+        """Hides that the session can choose."""
+
+        config, limits, backend = session.config, session.limits, session.backend
+        prefill, decode, close = session.prefill, session.decode, session.close
+
+    assert isinstance(session, TokenSession)
+    hosted: Session = Hosted()
+    assert not isinstance(hosted, TokenSession)
+    prompts = [[1, 2, 3, 4], [5], [1, 2, 3, 4]]
+    expected = generate(hosted, prompts, 8, eos_token_ids=[], sampling=options)
+    assert generate(session, prompts, 8, eos_token_ids=[], sampling=options) == expected
+    end = expected[0][3]
+    assert generate(session, prompts, 8, eos_token_ids=[end], sampling=options) == [
+        row[: row.index(end)] if end in row else row for row in expected
+    ]
+    assert len(generate(session, [[1] * 32], 8, eos_token_ids=[], sampling=options)[0]) == 8  # to the last position
+
+
+def test_a_cache_without_memory_says_what_to_do(session: CudaSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(session, "_new_caches", full)
+    with pytest.raises(LimitError, match=r"a KV cache of 4 x 16 tokens takes 0\.0 GB, which the GPU .*; run fewer"):
+        session.prefill([[1], [2], [3] * 7])

@@ -159,6 +159,15 @@ def test_wrong_files(tmp_path: Path, file: str, content: Any, message: str) -> N
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("role", ["bos_token", "eos_token"])
+def test_a_role_without_an_id_is_refused(tmp_path: Path, role: str) -> None:
+    folder = internlm2(tmp_path, **{role: "<|nowhere|>"})
+    with pytest.raises(CheckpointError) as raised:
+        load_tokenizer(folder)
+    told = f"{role} is '<|nowhere|>', which has no id; allowed: a token of tokenizer.model, added_tokens.json or"
+    assert told in str(raised.value)
+
+
 def test_a_template_may_lie_in_a_file_or_among_several(tmp_path: Path) -> None:
     several = [{"name": "tool", "template": "b"}, {"name": "default", "template": "a"}]
     folder = internlm2(tmp_path, chat_template=several)

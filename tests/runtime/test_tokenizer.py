@@ -10,7 +10,7 @@ import pytest
 
 from tests.runtime.small_sentencepiece import internlm2
 from workbench.errors import CheckpointError
-from workbench.runtime.tokenizer import load_tokenizer, offers_chat_template
+from workbench.runtime.tokenizer import check_special_ids, load_tokenizer, offers_chat_template
 
 
 def test_the_demo_tokenizer_takes_text_there_and_back(demo_tokenizer: Any) -> None:
@@ -69,6 +69,19 @@ def test_code_of_the_folder_runs_only_when_trusted(
         assert load_tokenizer(folder).encode("First light") != [11]
     with pytest.warns(UserWarning, match=r"running the Python code of the tokenizer in .*model, as trust_remote_code"):
         assert load_tokenizer(folder, trust_remote_code=True).encode("First light") == [11]
+
+
+def test_special_tokens_that_a_model_does_not_have(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(internlm2(tmp_path, eos_token="<|im_end|>"))
+    assert tokenizer.eos_token_id == 4
+    check_special_ids(tokenizer, 5)
+    told = (
+        r"eos_token '<\|im_end\|>' has the id 4; allowed: ids of the model's vocabulary, 0 to 3; give the tokenizer of"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        check_special_ids(tokenizer, 4)
+    with pytest.raises(CheckpointError, match=r"bos_token '<s>' has the id 1"):
+        check_special_ids(tokenizer, 1)
 
 
 def test_tokenizer_json_comes_before_tokenizer_model(demo_model_dir: Path, tmp_path: Path) -> None:

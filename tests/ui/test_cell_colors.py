@@ -7,7 +7,7 @@ import pytest
 
 from workbench.evaluation.layer_diff import METRICS
 from workbench.evaluation.palette import BROKEN, EXACT, MISSING, RATIO_MAP
-from workbench.ui.cell_colors import METRIC_VIEWS, MetricView, color_cells, scale_gradient, value_text
+from workbench.ui.cell_colors import METRIC_VIEWS, MetricView, badness, color_cells, scale_gradient, value_text
 
 BEST, WORST = "#440154", "#fde725"  # the ends of viridis
 
@@ -89,3 +89,11 @@ def test_numbers_with_a_format():
     assert value_text(0.01234, METRIC_VIEWS["relative_l2"]) == "1.23e-02"
     assert value_text(math.inf, METRIC_VIEWS["snr_db"]) == "infinite (exact)"
     assert value_text(math.inf, METRIC_VIEWS["relative_l2"]) == "inf"
+
+
+def test_badness_is_largest_where_a_value_is_worst():
+    for metric, values in (("relative_l2", [1e-4, 1e-2]), ("cosine", [0.999, 0.9]), ("snr_db", [60.0, 20.0])):
+        low, high = badness(np.array(values), METRIC_VIEWS[metric])
+        assert low < high
+    assert badness(np.array([np.nan, 1.0]), METRIC_VIEWS["max_abs"]).tolist() == [np.inf, 1.0]
+    assert np.isnan(badness(np.array([np.nan]), MetricView("x", "", nan_is_missing=True))).all()

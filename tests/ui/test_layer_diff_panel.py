@@ -52,6 +52,34 @@ def test_it_opens_on_the_worst_tap(panel):
     assert set(panel._map.marks) == {""}
 
 
+def test_buttons_lead_to_the_worst_taps_in_turn(make_diff):
+    panel = LayerDiffPanel(make_diff(spoil={"layers.0.mlp.down": 0.02, "layers.1.mlp.down": 0.5}))
+    errors = panel.frame.set_index("tap")["relative_l2"]
+    assert panel.ranked == list(errors.sort_values(ascending=False, kind="stable").index)
+    panel._worst.click()
+    assert panel.selected == panel.ranked[0] == "layers.1.mlp.down"
+    for place in (1, 2):
+        panel._next_worst.click()
+        assert panel.selected == panel.ranked[place]
+    panel._first.click()
+    assert panel.selected == "layers.0.mlp.down"
+    panel.selected = panel.ranked[-1]
+    assert panel._next_worst.disabled
+    panel.metric = "snr_db"
+    ratios = panel.frame.set_index("tap")["snr_db"]
+    assert ratios[panel.ranked[0]] == ratios.min()
+    panel.metric = "cosine"
+    cosines = panel.frame.set_index("tap")["cosine"]
+    assert cosines[panel.ranked[0]] == cosines.min()
+
+
+def test_without_a_divergence_there_is_nothing_to_jump_to(panel):
+    assert panel.diff.first_divergence is None
+    assert panel._first.disabled
+    panel._worst.click()
+    assert panel.selected == "layers.1.attention.o"
+
+
 def test_it_opens_on_the_first_divergence_and_marks_it(make_diff):
     panel = LayerDiffPanel(make_diff(spoil={"layers.0.mlp.down": 0.02, "layers.1.mlp.down": 0.5}))
     assert panel.selected == "layers.0.mlp.down"

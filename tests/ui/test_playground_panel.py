@@ -87,11 +87,32 @@ def test_every_model_reads_the_first_answer(panel):
 def test_three_models(panel):
     panel._more.click()
     assert len(panel.choosers) == 3
-    assert panel._more not in panel._models.children
+    assert panel._more.layout.display == "none"
     panel.choosers[2].choice = FLOAT16
     assert _generated(panel).state == "done"
     assert panel.conversation.names == ["Hugging Face float32", "INT8 weights, bfloat16", "float16"]
     assert len(panel._answers.children) == 3
+
+
+def test_the_third_model_goes_again(panel):
+    assert panel._fewer.layout.display == "none"
+    for _ in range(2):
+        panel._more.click()
+        third = panel.choosers[2]
+        assert panel._fewer.layout.display == ""
+        panel._fewer.click()
+        assert third.comm is None
+        assert panel._models.children[:-2] == tuple(panel.choosers)
+        assert (panel._more.layout.display, panel._fewer.layout.display) == ("", "none")
+    assert _generated(panel).state == "done"
+    assert panel.conversation.names == ["Hugging Face float32", "INT8 weights, bfloat16"]
+
+
+def test_more_tokens_than_positions_are_put_back_with_a_word(panel):
+    most = panel.bench.config.max_position_embeddings
+    panel.max_tokens.value = 10 * most
+    assert panel.max_tokens.value == most
+    assert f"{most:,} is the most: the model's positions" in panel.max_tokens.note.value
 
 
 def test_one_or_four_models_are_refused(speaking_bench):

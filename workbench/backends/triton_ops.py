@@ -21,9 +21,11 @@ from torch.nn import functional
 from workbench.backends.kernels import attention as attention_kernels
 from workbench.backends.kernels import rowwise
 from workbench.backends.kernels.int8_gemm import Int8Rows, int8_linear
+from workbench.backends.kernels.rope import rotate_and_write
 from workbench.backends.kernels.rowwise import Quantized
 from workbench.backends.kernels.skinny_gemm import MAX_COLUMNS, Kind, NormInput, SkinnyLinear, supports
 from workbench.backends.kernels.tuning import choose, choose_int8, choose_with_norm
+from workbench.backends.kernels.wide_gemm import choose_wide, wide_linear
 from workbench.backends.torch_ops import TapSink, TorchOps, integer_matmul
 from workbench.model.ops import AttentionSpec, CacheUpdate, LayerCache, Step, WholeCache
 from workbench.model.weights import LinearWeight, SmoothQuantWeight
@@ -135,7 +137,8 @@ class TritonOps(TorchOps):
         }
         return PreparedLinear(None, replace(weight, **moved))
 
-    def _prepared(self, weight: LinearWeight) -> PreparedLinear:
+    def prepared(self, weight: LinearWeight) -> PreparedLinear:
+        """The form in which a weight runs here, made when it is first asked for."""
         held = self._linears.get(id(weight))
         if held is None:
             held = self._linears[id(weight)] = _Held(weight, self._prepare(weight))
@@ -167,7 +170,7 @@ class TritonOps(TorchOps):
         return rowwise.add_rms_norm(norm.tensors, norm.weight, norm.eps, overlap=self.overlap).view(norm.shape)
 
     def linear(self, x: Any, weight: LinearWeight, name: str) -> Any:
-        return self._later(DeferredLinear(x, self._prepared(weight)))
+        return self._later(DeferredLinear(x, self.prepared(weight)))
 
     def swiglu(self, gate_up: Any) -> Tensor:
         if isinstance(gate_up, DeferredLinear) and gate_up.value is None and self._pairs(gate_up):
@@ -180,7 +183,9 @@ class TritonOps(TorchOps):
         packed, rows = product.linear.packed, _row_count(product.x)
         if packed is None or not packed.can_pair() or rows > MAX_COLUMNS:
             return False
-        return packed.kind is Kind.W8A8 or choose(packed, rows, glu=True) is not None
+        if packed.kind is Kind.W8A8 or choose_wide(packed, rows) is not None:
+            return True
+        return choose(packed, rows, glu=True) is not None
 
     def _product(self, product: DeferredLinear, *, glu: bool = False) -> Tensor:
         prepared, shape = product.linear, product.x.shape
@@ -215,6 +220,9 @@ class TritonOps(TorchOps):
 
     def _multiply(self, packed: SkinnyLinear, x: Tensor, scale: Tensor | None, *, glu: bool) -> Tensor:
         """``[rows, in] -> [rows, out]``: the kernels where rows are few, cuBLAS elsewhere."""
+        wide = choose_wide(packed, len(x))
+        if wide is not None:
+            return wide_linear(packed, x, wide, column_scale=scale, glu=glu, overlap=self.overlap)
         tiles = choose(packed, len(x), glu=glu) if len(x) <= MAX_COLUMNS else None
         if tiles is not None:
             return packed(x, tiles, column_scale=scale, glu=glu, overlap=self.overlap)
@@ -241,7 +249,7 @@ class TritonOps(TorchOps):
         if qkv.shape[1] == 1:
             decoded = attention_kernels.decode(qkv[:, 0], step.start, cache, spec, overlap=self.overlap)
             return decoded[:, None], update
-        query, key, value = attention_kernels.rotate_and_write(qkv, step.positions, cache, spec)
+        query, key, value = rotate_and_write(qkv, step.positions, cache, spec)
         query = query.transpose(1, 2)
         if not self.from_scratch:
             return self._attend_cache(query, step, cache, spec).transpose(1, 2).flatten(2), update

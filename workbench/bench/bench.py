@@ -45,8 +45,9 @@ from workbench.quantization.calibration_data import (
 from workbench.quantization.kv_error import KVStudy
 from workbench.quantization.ranges import ActivationRanges
 from workbench.quantization.row_sample import ROWS_FILE, load_rows
+from workbench.quantization.texts import BUILT_IN
 from workbench.recipe import Recipe, SmoothQuant
-from workbench.runtime.tokenizer import load_tokenizer
+from workbench.runtime.tokenizer import check_special_ids, load_tokenizer
 
 # Checkpoints of recipes that were tried are kept for another try; each is as large as the model.
 KEPT_CHECKPOINTS = 4
@@ -59,7 +60,7 @@ class CalibrationRequest:
     """What a calibration reads, as a person states it.
 
     Attributes:
-        data: None for the built-in English text, else texts, a file (text, jsonl, parquet), or a dataset's name
+        data: None for the built-in text, else texts, a file (text, jsonl, parquet), or a dataset's name
             (``NAME`` or ``NAME:CONFIG``).
         samples, length: windows, and tokens in each.
         tune: further windows, from which rows are kept for tuning.
@@ -90,7 +91,7 @@ class CalibrationRequest:
     def name(self) -> str:
         """What the calibration is called: its data and its size."""
         if self.data is None:
-            data = "built-in text"
+            data = BUILT_IN
         elif isinstance(self.data, (str, Path)):
             data = Path(self.data).name or str(self.data)
         else:
@@ -164,10 +165,12 @@ class Bench(BenchState):
         """The model's tokenizer.
 
         Raises:
-            CheckpointError: the folder has none.
+            CheckpointError: the folder has none, or that of a model with more tokens.
         """
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.model_dir)
+            tokenizer = load_tokenizer(self.model_dir)
+            check_special_ids(tokenizer, self.config.vocab_size)
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     # ---- calibration

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.bench.open_session import engines_checkpoint, folder_kind, open_session
+from workbench.bench.open_session import engines_checkpoint, folder_kind, gpu_hindrance, open_session
 from workbench.checkpoint import hf_names
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import read_unified_config
@@ -32,6 +32,7 @@ from workbench.runtime.session import SessionOptions, TorchSession
 if TYPE_CHECKING:
     from workbench.bench.bench import Bench
     from workbench.evaluation.hf_session import HFSession
+    from workbench.runtime.cuda_session import CudaSession
 
 HUGGING_FACE = "hf"
 ModelChoice = str | Path | Recipe | None
@@ -195,21 +196,25 @@ class OpenModels:
         stored: torch.dtype = self._bench.source.spec(hf_names.FINAL_NORM).dtype
         return torch.float16 if stored == torch.float16 else torch.bfloat16
 
-    def _session(self, checkpoint: Checkpoint) -> TorchSession:
+    def _session(self, checkpoint: Checkpoint) -> TorchSession | CudaSession:
         def make() -> _Opened:
-            on_gpu = self._bench.device != "cpu"
             self._require(checkpoint, self._bench.device)
-            options = SessionOptions(
-                getattr(torch, checkpoint.recipe.dtype),
-                "torch" if on_gpu else "cpu",
-                model_limits(checkpoint.config, checkpoint.recipe.build),
-                self._bench.device,
-            )
-            session = TorchSession(checkpoint.config, checkpoint.weights, options)
-            return _Opened(session, session.close, options.device)
+            session = self._opened(checkpoint, self._bench.device)
+            return _Opened(session, session.close, self._bench.device)
 
-        session: TorchSession = self._kept((str(checkpoint.folder), checkpoint.checksum), make)
+        session: TorchSession | CudaSession = self._kept((str(checkpoint.folder), checkpoint.checksum), make)
         return session
+
+    def _opened(self, checkpoint: Checkpoint, device: str) -> TorchSession | CudaSession:
+        """On the first GPU with the kernels for it, where they serve the recipe; else on a torch op set."""
+        dtype: torch.dtype = getattr(torch, checkpoint.recipe.dtype)
+        limits = model_limits(checkpoint.config, checkpoint.recipe.build)
+        if device in ("cuda", "cuda:0") and not gpu_hindrance(checkpoint):
+            from workbench.runtime.cuda_session import CudaOptions, CudaSession
+
+            return CudaSession(checkpoint.config, checkpoint.weights, CudaOptions(dtype, limits, device))
+        options = SessionOptions(dtype, "cpu" if device == "cpu" else "torch", limits, device)
+        return TorchSession(checkpoint.config, checkpoint.weights, options)
 
     def _engine_side(self, folder: Path) -> Side:
         checkpoint = self._same_size(engines_checkpoint(folder))

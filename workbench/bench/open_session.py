@@ -6,13 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.errors import BackendError, CheckpointError, nearest
+from workbench.errors import BackendError, CheckpointError, nearest, no_folder
 
 if TYPE_CHECKING:
     from workbench.checkpoint.unified import Checkpoint
     from workbench.runtime.session import Session
 
-BACKENDS = ("auto", "cpu", "torch", "tensorrt")
+BACKENDS = ("auto", "cpu", "torch", "triton", "tensorrt")
+
+
+# Weights are not all that a GPU must hold: a cache, logits, what a prompt needs.
+ROOM_FACTOR = 1.25
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ def open_session(folder: str | Path, backend: str = "auto") -> OpenedSession:
 
     Args:
         folder: what ``workbench build`` or ``workbench convert`` wrote.
-        backend: "tensorrt" (engine folders only), "cpu" (fast CPU kernels), "torch" (plain, slow, the reference), or
-            "auto": TensorRT for an engine that this machine can run, else "cpu".
+        backend: "tensorrt" (engine folders only), "triton" (the kernels for NVIDIA GPUs), "cpu" (fast CPU kernels),
+            "torch" (plain, slow, the reference), or "auto": TensorRT for an engine that this machine can run, else
+            "triton" for a float16 recipe that fits a GPU, else "cpu".
 
     Raises:
         BackendError: an unknown backend, or one that cannot run this folder here; names one that can.
         CheckpointError: the folder is neither kind, or an engine's checkpoint is missing or has changed.
+        LimitError: the weights do not fit the GPU that was asked for.
     """
     folder = Path(folder)
     if backend not in BACKENDS:
@@ -45,8 +51,8 @@ def open_session(folder: str | Path, backend: str = "auto") -> OpenedSession:
     kind = folder_kind(folder)
     if kind == "checkpoint":
         return _open_checkpoint(folder, backend)
-    if backend in ("cpu", "torch"):
-        return _open_engines_checkpoint(folder, backend, "as asked")
+    if backend in ("cpu", "torch", "triton"):
+        return _open_weights(engines_checkpoint(folder), backend, engine="")
     return _open_engine(folder, backend)
 
 
@@ -60,7 +66,7 @@ def folder_kind(folder: Path) -> str:
 
     wanted = "a folder written by 'workbench convert' or 'workbench build'"
     if not folder.is_dir():
-        raise CheckpointError(f"folder {folder} does not exist", allowed=wanted, fix="check the path")
+        raise CheckpointError(f"folder {no_folder(folder)}", allowed=wanted, fix="check the path")
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json", allowed=wanted)
@@ -80,20 +86,16 @@ def folder_kind(folder: Path) -> str:
 def _open_checkpoint(folder: Path, backend: str) -> OpenedSession:
     from workbench.checkpoint.unified import load_checkpoint
     from workbench.runtime.limits import model_limits
-    from workbench.runtime.session import TorchSession
 
     if backend == "tensorrt":
         raise BackendError(
             f"backend 'tensorrt' for {folder}, which is a checkpoint and not an engine",
-            allowed="cpu, torch",
-            fix="build an engine first (workbench build), or use backend 'cpu'",
+            allowed="cpu, torch, triton",
+            fix="build an engine first (workbench build), or use backend 'auto'",
         )
-    chosen = "cpu" if backend == "auto" else backend
     checkpoint = load_checkpoint(folder)
     limits = model_limits(checkpoint.config, checkpoint.recipe.build)
-    session = TorchSession.open(replace(checkpoint, recipe=replace(checkpoint.recipe, build=limits)), chosen)
-    why = "as asked" if backend != "auto" else "a checkpoint runs with the fast CPU kernels"
-    return OpenedSession(session, f"backend {chosen}: {why}")
+    return _open_weights(replace(checkpoint, recipe=replace(checkpoint.recipe, build=limits)), backend)
 
 
 def _open_engine(folder: Path, backend: str) -> OpenedSession:
@@ -104,15 +106,57 @@ def _open_engine(folder: Path, backend: str) -> OpenedSession:
     except BackendError as error:
         if backend == "tensorrt":
             raise
-        return _open_engines_checkpoint(folder, "cpu", f"the engine cannot run here ({error.given})")
+        return _open_weights(engines_checkpoint(folder), "auto", engine=f"the engine cannot run here ({error.given})")
     return OpenedSession(session, "backend tensorrt: this machine can run the engine")
 
 
-def _open_engines_checkpoint(folder: Path, backend: str, why: str) -> OpenedSession:
-    from workbench.runtime.session import TorchSession
+def _open_weights(checkpoint: Checkpoint, backend: str, engine: str | None = None) -> OpenedSession:
+    """A checkpoint's session; ``engine`` says why an engine gives way to its checkpoint, "" where that was asked."""
+    place = "" if engine is None else " on the engine's checkpoint"
+    if backend != "auto":
+        return OpenedSession(_session(checkpoint, backend), f"backend {backend}{place}: as asked")
+    hindrance = gpu_hindrance(checkpoint)
+    chosen = "cpu" if hindrance else "triton"
+    why = f"the fast CPU kernels, since {hindrance}" if hindrance else "this machine's GPU has kernels for the recipe"
+    reasons = "; ".join(filter(None, (engine, why)))
+    return OpenedSession(_session(checkpoint, chosen), f"backend {chosen}{place}: {reasons}")
 
-    session = TorchSession.open(engines_checkpoint(folder), backend)
-    return OpenedSession(session, f"backend {backend} on the engine's checkpoint: {why}")
+
+def _session(checkpoint: Checkpoint, backend: str) -> Session:
+    if backend != "triton":
+        from workbench.runtime.session import TorchSession
+
+        return TorchSession.open(checkpoint, backend)
+    from workbench.backends.kernels import require_gpu
+    from workbench.evaluation.memory import require_memory
+
+    require_gpu("backend 'triton'")
+    require_memory(f"the checkpoint {checkpoint.folder.name}", weight_bytes(checkpoint), "cuda")
+    from workbench.runtime.cuda_session import CudaSession
+
+    return CudaSession.open(checkpoint)
+
+
+def gpu_hindrance(checkpoint: Checkpoint) -> str:
+    """Why the kernels for NVIDIA GPUs are not the best choice for a checkpoint here; empty where they are."""
+    from workbench.backends.kernels import require_gpu
+    from workbench.evaluation.memory import free_bytes, gigabytes
+
+    try:
+        require_gpu("the GPU's kernels")
+    except BackendError as error:
+        return error.given.removeprefix("the GPU's kernels, but ")
+    if checkpoint.recipe.dtype != "float16":
+        return f"the GPU's kernels are fast in float16 and the recipe says {checkpoint.recipe.dtype}"
+    needed, free = weight_bytes(checkpoint), free_bytes("cuda")
+    if needed * ROOM_FACTOR > free:
+        return f"the weights take {gigabytes(needed)} and the GPU has {gigabytes(free)} free"
+    return ""
+
+
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """What a checkpoint's weights take in memory: the size of their files, none for weights that are drawn."""
+    return sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors"))
 
 
 def engines_checkpoint(folder: Path) -> Checkpoint:

@@ -14,7 +14,7 @@ from typing import Any
 from workbench.checkpoint.hf_names import INTERNLM, INTERNLM3, LLAMA, TABLES, NameTable, name_table
 from workbench.checkpoint.hf_rope import read_rope, rope_fields, rotary_fields
 from workbench.checkpoint.json_fields import JsonFields
-from workbench.errors import CheckpointError
+from workbench.errors import CheckpointError, no_folder
 from workbench.model.config import ModelConfig
 
 ARCHITECTURES = tuple(TABLES)
@@ -60,9 +60,10 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     positions = fields.integer("max_position_embeddings", unstated, maximum=MAX_POSITIONS)
     rope_theta, rope_scaling = read_rope(fields, positions)
     biases = _biases(fields, table)
+    vocab_size = fields.integer("vocab_size")
     return ModelConfig(
         architecture=table.architecture,
-        vocab_size=fields.integer("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
         num_layers=fields.integer("num_hidden_layers", maximum=MAX_LAYERS),
@@ -75,9 +76,9 @@ def read_model_config(folder: str | Path) -> ModelConfig:
         qkv_bias=biases.qkv,
         output_bias=biases.output,
         mlp_bias=biases.mlp,
-        bos_token_id=_token_id(fields, "bos_token_id"),
-        pad_token_id=_token_id(fields, "pad_token_id"),
-        eos_token_ids=_eos_token_ids(folder, fields),
+        bos_token_id=_token_id(fields, "bos_token_id", vocab_size),
+        pad_token_id=_token_id(fields, "pad_token_id", vocab_size),
+        eos_token_ids=_eos_token_ids(folder, fields, vocab_size),
         rope_scaling=rope_scaling,
     )
 
@@ -140,7 +141,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _open_config(folder: Path) -> JsonFields:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder", fix="give the folder of a Hugging Face checkpoint")
+        raise CheckpointError(no_folder(folder), fix="give the folder of a Hugging Face checkpoint")
     if not any(folder.iterdir()):
         raise CheckpointError(f"{folder} is empty", fix="give the folder of a Hugging Face checkpoint")
     return JsonFields.read(folder / CONFIG_FILE)
@@ -204,24 +205,24 @@ def _head_dim(fields: JsonFields, hidden: int, heads: int) -> int:
     return hidden // heads
 
 
-def _token_id(fields: JsonFields, name: str) -> int | None:
-    """An id from 0; None where there is none, for which some configs write -1."""
-    return None if fields.content.get(name) == -1 else fields.optional_integer(name)
+def _token_id(fields: JsonFields, name: str, vocab_size: int) -> int | None:
+    """An id of the vocabulary; None where there is none, for which some configs write -1."""
+    return None if fields.content.get(name) == -1 else fields.optional_id(name, vocab_size)
 
 
-def _eos_token_ids(folder: Path, fields: JsonFields) -> tuple[int, ...]:
+def _eos_token_ids(folder: Path, fields: JsonFields, vocab_size: int) -> tuple[int, ...]:
     """Ids of both files: chat models state their end-of-answer id in ``generation_config.json`` only."""
-    ids = _stated_ids(fields)
+    ids = _stated_ids(fields, vocab_size)
     if (folder / GENERATION_FILE).is_file():
-        ids += _stated_ids(JsonFields.read(folder / GENERATION_FILE))
+        ids += _stated_ids(JsonFields.read(folder / GENERATION_FILE), vocab_size)
     return tuple(dict.fromkeys(ids))
 
 
-def _stated_ids(fields: JsonFields) -> tuple[int, ...]:
+def _stated_ids(fields: JsonFields, vocab_size: int) -> tuple[int, ...]:
     """The ids that end a text; -1 stands for none, as in :func:`_token_id`."""
     stated = fields.content.get("eos_token_id")
     listed = stated if isinstance(stated, list) else [stated]
     kept = [number for number in listed if number != -1 or isinstance(number, bool)]
     if len(kept) == len(listed):
-        return tuple(fields.integers("eos_token_id"))
-    return tuple(JsonFields(fields.path, {"eos_token_id": kept}).integers("eos_token_id"))
+        return tuple(fields.ids("eos_token_id", vocab_size))
+    return tuple(JsonFields(fields.path, {"eos_token_id": kept}).ids("eos_token_id", vocab_size))

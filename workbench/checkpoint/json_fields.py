@@ -91,9 +91,19 @@ class JsonFields:
             raise self.wrong(name, f"a whole number from {minimum} to {maximum}")
         return value
 
-    def optional_integer(self, name: str) -> int | None:
-        """A whole number from 0, or None."""
-        return self.integer(name, minimum=0) if name in self else None
+    def optional_id(self, name: str, count: int) -> int | None:
+        """A whole number from 0 and below ``count``, the size of the vocabulary; or None."""
+        number = self.integer(name, minimum=0) if name in self else None
+        if number is not None and number >= count:
+            raise self.wrong(name, f"an id of the vocabulary, 0 to {count - 1}, or nothing")
+        return number
+
+    def ids(self, name: str, count: int) -> tuple[int, ...]:
+        """Like :meth:`integers`, below ``count``: the size of the vocabulary."""
+        numbers = self.integers(name)
+        if any(number >= count for number in numbers):
+            raise self.wrong(name, f"ids of the vocabulary, 0 to {count - 1}")
+        return numbers
 
     def integers(self, name: str) -> tuple[int, ...]:
         """One whole number from 0 or a list of them; an absent field is an empty list."""

@@ -13,12 +13,13 @@ from typing import Any
 from workbench.checkpoint.hf_config import CONFIG_FILE, write_json
 from workbench.checkpoint.json_fields import JsonFields
 from workbench.checkpoint.unified_layout import linear_names
-from workbench.errors import CheckpointError, RecipeError
+from workbench.errors import CheckpointError, RecipeError, no_folder
 from workbench.model.config import DYNAMIC, LINEAR, ModelConfig, RopeScaling
 from workbench.recipe import DTYPES, Int4WeightOnly, Int8WeightOnly, Recipe, SmoothQuant
 
 FORMAT_VERSION = 1
 KIND = "checkpoint"
+RANGES_FILE = "ranges.safetensors"
 DUMMY_SEED = "dummy_seed"
 DENSE, CALIBRATED, QUANTIZED = "dense", "calibrated", "quantized"
 _AGAIN = "convert the model again: workbench convert"
@@ -159,10 +160,15 @@ def read_unified_config(folder: Path) -> UnifiedConfig:
         CheckpointError: the folder is no checkpoint of ours, of another format version, or a field is illegal.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder", fix="give a folder that 'workbench convert' wrote")
+        raise CheckpointError(no_folder(folder), fix="give a folder that 'workbench convert' wrote")
+    if (folder / RANGES_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} holds the ranges of a calibration, and no checkpoint",
+            fix=f"make one of the model: workbench convert --model_dir ... --ranges {folder} -o ...",
+        )
     fields = JsonFields.read(folder / CONFIG_FILE)
     if "workbench" not in fields or fields.section("workbench").content.get("kind") != KIND:
-        raise CheckpointError(f"{folder} is no checkpoint of the workbench", fix="make one: workbench convert")
+        raise _no_checkpoint(folder, fields)
     ours = fields.section("workbench")
     version = ours.integer("format_version")
     if version != FORMAT_VERSION:
@@ -178,15 +184,29 @@ def read_unified_config(folder: Path) -> UnifiedConfig:
     )
 
 
+def _no_checkpoint(folder: Path, fields: JsonFields) -> CheckpointError:
+    """What a folder with a ``config.json`` is instead, and how to a checkpoint from there."""
+    if "architectures" in fields:
+        fix = (
+            f"convert it first: workbench convert --model_dir {folder} -o ... (or give 'build' and 'plan' --model_dir)"
+        )
+        return CheckpointError(f"{folder} is a Hugging Face model, not a checkpoint of the workbench", fix=fix)
+    if "workbench" in fields and fields.section("workbench").content.get("kind") == "engine":
+        fix = "give the checkpoint that it was built from, or make one: workbench convert"
+        return CheckpointError(f"{folder} is an engine, not a checkpoint", fix=fix)
+    return CheckpointError(f"{folder} is no checkpoint of the workbench", fix="make one: workbench convert")
+
+
 def config_checksum(folder: Path) -> str:
     """SHA-256 of ``config.json``: as that holds the checksum of every rank's file, it changes with any weight."""
     return hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()
 
 
 def _model(fields: JsonFields, ours: JsonFields) -> ModelConfig:
+    vocab_size = fields.integer("vocab_size")
     return ModelConfig(
         architecture=fields.text("architecture"),
-        vocab_size=fields.integer("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=fields.integer("hidden_size"),
         intermediate_size=fields.integer("intermediate_size"),
         num_layers=fields.integer("num_hidden_layers"),
@@ -199,9 +219,9 @@ def _model(fields: JsonFields, ours: JsonFields) -> ModelConfig:
         qkv_bias=fields.boolean("attn_bias"),
         output_bias=ours.boolean("output_bias"),
         mlp_bias=ours.boolean("mlp_bias", default=False),
-        bos_token_id=ours.optional_integer("bos_token_id"),
-        pad_token_id=ours.optional_integer("pad_token_id"),
-        eos_token_ids=ours.integers("eos_token_ids"),
+        bos_token_id=ours.optional_id("bos_token_id", vocab_size),
+        pad_token_id=ours.optional_id("pad_token_id", vocab_size),
+        eos_token_ids=ours.ids("eos_token_ids", vocab_size),
         rope_scaling=_scaling(fields),
     )
 

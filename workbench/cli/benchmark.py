@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from workbench.cli.benchmark_gpu import FILES, GPU_FLAGS, add_gpu_flags, run_gpu
 from workbench.cli.command import Command, Outcome, UsageError
 from workbench.cli.dummy_flags import (
     add_dummy_flags,
@@ -13,15 +14,12 @@ from workbench.cli.dummy_flags import (
     dummy_config,
     dummy_model,
     require_no_preset,
-    sizes_named,
     sizes_of_the_model,
 )
 from workbench.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
     from workbench.checkpoint.dummy_model import DummyModel
-    from workbench.evaluation.gpu_benchmark import GpuBenchmarkResult
-    from workbench.model.config import ModelConfig
 
 # Flags, and what each is; the defaults stand in BenchmarkOptions.
 NUMBERS = {
@@ -31,12 +29,6 @@ NUMBERS = {
     "decode_tokens": "tokens decoded in a round (default: 16)",
     "prefill_len": "prompt of the prefill, in tokens (default: 512)",
 }
-# The same for a GPU; the defaults stand in GpuBenchmarkOptions.
-GPU_LISTS = {
-    "batches": "rows that decode together (default: 1 8 64)",
-    "contexts": "tokens of each row before the first step (default: 128 2048)",
-}
-GPU_FLAGS = ("dummy", *GPU_LISTS, "steps", "no_hugging_face", "roofline")
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,15 +45,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     cpu = parser.add_argument_group("on the CPU", "Any of these times dummy weights on the CPU.")
     for name, text in NUMBERS.items():
         cpu.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    gpu = parser.add_argument_group(
-        "on a GPU", "Dummy weights are timed on a GPU where there is one; any of these asks for it."
-    )
-    gpu.add_argument("--dummy", action="store_true", help="time dummy weights on a GPU, or fail without one")
-    for name, text in GPU_LISTS.items():
-        gpu.add_argument(f"--{name}", type=int, nargs="+", metavar="N", help=text)
-    gpu.add_argument("--steps", type=int, metavar="N", help="decoding steps that are timed (default: 128)")
-    gpu.add_argument("--no_hugging_face", action="store_true", help="leave Hugging Face out: it takes minutes")
-    gpu.add_argument("--roofline", type=Path, metavar="PNG", help="also write the figure here")
+    add_gpu_flags(parser)
 
 
 def _run(args: argparse.Namespace) -> Outcome:
@@ -76,7 +60,7 @@ def _run(args: argparse.Namespace) -> Outcome:
     if config is None:
         raise UsageError("no model is named", allowed="--model_dir, or --preset for dummy weights")
     if _wants_gpu(args):
-        return _run_gpu(args, config)
+        return run_gpu(args, config)
     print(described(args))
     model = dummy_model(args)
     assert model is not None
@@ -111,40 +95,6 @@ def _wants_gpu(args: argparse.Namespace) -> bool:
     return torch.cuda.is_available()
 
 
-def _run_gpu(args: argparse.Namespace, config: ModelConfig) -> Outcome:
-    from workbench.backends.kernels import require_gpu
-
-    require_gpu("a benchmark with random weights")
-    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions, gpu_benchmark
-
-    chosen: dict[str, Any] = {name: tuple(getattr(args, name)) for name in GPU_LISTS if getattr(args, name) is not None}
-    if args.modes is not None:
-        chosen["modes"] = tuple(args.modes)
-    if args.steps is not None:
-        chosen["steps"] = args.steps
-    options = GpuBenchmarkOptions(hugging_face=not args.no_hugging_face, **chosen)
-    print(described(args))
-    with ProgressBars() as report:
-        outcome = gpu_benchmark(sizes_named(args), config, options, report)
-    _print_gpu(outcome)
-    if args.roofline is not None:
-        from workbench.evaluation.gpu_roofline import plot_roofline
-
-        plot_roofline(outcome).savefig(args.roofline, dpi=130)
-    return Outcome(outcome.to_dict())
-
-
-def _print_gpu(outcome: GpuBenchmarkResult) -> None:
-    versions = ", ".join(f"{name} {version}" for name, version in outcome.versions.items())
-    print(f"{outcome.gpu}, {versions}; a copy moves {outcome.bandwidth / 1e9:.0f} GB/s")
-    table = outcome.frame.drop(columns="flops")
-    table["moved_gb"] = table.pop("moved_bytes") / 1e9
-    table["peak_gb"] = table.pop("peak_bytes") / 1e9
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-    for line in outcome.skipped:
-        print(f"skipped {line}")
-
-
 def _run_cpu(args: argparse.Namespace, model: Path | DummyModel) -> Outcome:
     from workbench.evaluation.benchmark import BenchmarkOptions, benchmark
 
@@ -170,9 +120,10 @@ COMMAND = Command(
     example="""
 workbench benchmark --model_dir demo/model --modes bfloat16 int8
 workbench benchmark --preset internlm2-7b --n_layer 4 --modes bfloat16 --threads 2
-workbench benchmark --preset internlm-7b --dummy --modes float16 int4 --roofline roofline.png
+workbench benchmark --preset internlm2-1.8b --dummy --json speeds.json --roofline roofline.png
+workbench benchmark --preset internlm2-1.8b --tune
 """,
     add_flags=_add_flags,
     run=_run,
-    files=("roofline",),
+    files=FILES,
 )

@@ -191,6 +191,7 @@ def _from_dummy(args: argparse.Namespace, given: GivenRecipe) -> _Source:
 
 def _fitted(source: _Source, notes: list[str]) -> Recipe:
     """The recipe with limits that the model has positions for; says where they were lowered."""
+    from workbench.engine.build import check_limits
     from workbench.runtime.limits import fitting_limits
 
     recipe, stated = source.given.recipe, {name for section, name in source.given.stated if section == "build"}
@@ -200,6 +201,7 @@ def _fitted(source: _Source, notes: list[str]) -> Recipe:
             f"max_input_len {limits.max_input_len} and max_output_len {limits.max_output_len}: lowered to the model's "
             f"{source.config.max_position_embeddings} positions"
         )
+    check_limits(limits, source.config)
     return replace(recipe, build=limits)
 
 

@@ -33,6 +33,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> Outcome:
     check_text_flags(args)
 
+    from workbench.checkpoint.hf_config import read_model_config
     from workbench.quantization.calibration import CalibrationOptions, calibrate, check_target
     from workbench.quantization.calibration_data import WindowCounts, calibration_windows
     from workbench.runtime.tokenizer import load_tokenizer
@@ -40,6 +41,7 @@ def _run(args: argparse.Namespace) -> Outcome:
     options = CalibrationOptions(args.dtype, args.device, args.batch, args.chunk, args.rows)
     counts = WindowCounts(args.samples, args.length, args.tune_samples)
     check_target(args.output_dir, force=args.force)
+    read_model_config(args.model_dir)  # what is wrong with the folder is told before what it lacks
     tokenizer = load_tokenizer(args.model_dir, trust_remote_code=args.trust_remote_code)
     data = calibration_windows(tokenizer, text_source(args), counts)
     tune_samples = 0 if data.tune is None else len(data.tune)

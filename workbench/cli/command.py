@@ -7,7 +7,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,6 +57,7 @@ class Command:
         add_flags: adds the command's own flags.
         run: does it.
         files: flags, without dashes, that name a file to write; such paths are checked before ``run``.
+        instead: flags of other commands that people try on this one -> what to do.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Command:
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Outcome]
     files: tuple[str, ...] = ()
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     def parser(self) -> Parser:
         """The command's parser: its own flags, then those that every command has."""
@@ -92,7 +94,10 @@ class Command:
             # Before argparse, which would rather complain of what is missing than of what is misspelt.
             flag = word.partition("=")[0]
             if _FLAG.fullmatch(flag) and flag not in known:
-                raise UsageError(f"{flag} is no flag", fix=nearest(flag, known) or f"see {parser.prog} --help")
+                raise UsageError(
+                    f"{flag} is no flag",
+                    fix=self.instead.get(flag) or nearest(flag, known) or f"see {parser.prog} --help",
+                )
         return parser.parse_args(words)
 
 
@@ -126,13 +131,24 @@ def require_writable(flag: str, path: Path | None) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write one JSON object; numbers that JSON lacks (NaN, infinities) become null.
+    """Write one JSON object, whole or not at all; numbers that JSON lacks (NaN, infinities) become null.
 
     Raises:
         UsageError: the file cannot be written.
     """
+    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
     try:
-        path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        # Into a device or a pipe, or where nothing may be put beside the file.
+        if (path.exists() and not path.is_file()) or not os.access(path.resolve().parent, os.W_OK):
+            path.write_text(text, encoding="utf-8")
+            return
+        target = path.resolve()  # what a link means stays where it is
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"--json {path} cannot be written ({error.strerror})", fix="give another path") from error
 

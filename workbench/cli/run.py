@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli.command import Command, Outcome, UsageError
+from workbench.cli.output_files import output_files
+from workbench.cli.prompts import NO_TOKEN, Given, Prompts, add_prompt_flags, encoded, given_prompts
 from workbench.cli.sampling_flags import add_sampling_flags, check_sampling_flags, sampling_options
 from workbench.cli.text_stream import before_stops, display_for
 from workbench.cli.tokenizer_flags import add_trust_flag
@@ -20,10 +23,28 @@ if TYPE_CHECKING:
     from workbench.runtime.session import Session
     from workbench.runtime.tokenizer import Tokenizer
 
-BACKENDS = ("auto", "cpu", "torch", "tensorrt")
-# Stands in --output_npy after the end of a shorter row; no token has this id.
-NO_TOKEN = -1
+BACKENDS = ("auto", "cpu", "torch", "triton", "tensorrt")
 DEFAULT_OUTPUT_LEN = 64
+OUTPUTS = ("output_csv", "output_npy", "output_logits_npy")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is generated.
+
+    Attributes:
+        prompts: their texts and ids.
+        output_len: most new tokens of each.
+        ends: ids that end a text.
+        stops: texts before which it ends.
+        sampling: how tokens are chosen.
+    """
+
+    prompts: Prompts
+    output_len: int
+    ends: tuple[int, ...]
+    stops: Sequence[str]
+    sampling: SamplingOptions
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +55,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--tokenizer_dir", type=Path, required=True, metavar="M", help="folder with tokenizer.json or tokenizer.model"
     )
     add_trust_flag(parser)
-    parser.add_argument("--input_text", nargs="+", required=True, metavar="TEXT", help="one prompt or several")
-    parser.add_argument("--chat", action="store_true", help="each TEXT is a message that a chat model answers")
-    parser.add_argument("--system_text", metavar="TEXT", help="with --chat: what the model is told before")
+    add_prompt_flags(parser)
     parser.add_argument(
         "--max_output_len",
         type=int,
@@ -44,20 +63,28 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"new tokens at most (default: {DEFAULT_OUTPUT_LEN}, or what the limits leave)",
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes (default: auto)")
-    parser.add_argument(
+    files = parser.add_argument_group("files that are written, whole and at the end")
+    files.add_argument("--output_csv", type=Path, metavar="FILE", help="the new token ids, a line for each prompt")
+    files.add_argument(
         "--output_npy",
         type=Path,
         metavar="FILE",
-        help=f"write the new token ids as int64 [texts, longest]; {NO_TOKEN} fills shorter rows",
+        help=f"the new token ids as int64 [prompts, longest]; {NO_TOKEN} fills shorter rows",
+    )
+    files.add_argument(
+        "--output_logits_npy",
+        type=Path,
+        metavar="FILE",
+        help="the logits behind each new token as float32 [prompts, longest, vocab]; NaN fills shorter rows",
     )
     add_sampling_flags(parser)
 
 
 def _run(args: argparse.Namespace) -> Outcome:
-    _check(args)
+    given = _checked(args)
 
     from workbench.bench.open_session import open_session
-    from workbench.runtime.tokenizer import load_tokenizer
+    from workbench.runtime.tokenizer import check_special_ids, load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer_dir, trust_remote_code=args.trust_remote_code)
     sampling = sampling_options(args, tokenizer)
@@ -65,62 +92,76 @@ def _run(args: argparse.Namespace) -> Outcome:
         print(f"--random_seed {args.random_seed}: nothing is drawn; add --temperature, --top_k or --top_p")
     opened = open_session(args.engine_dir or args.checkpoint_dir, args.backend)
     try:
+        check_special_ids(tokenizer, opened.session.config.vocab_size)
         print(opened.reason, flush=True)
-        prompts = _prompts(args, tokenizer, opened.session)
-        start = time.perf_counter()
-        rows = _generate(opened.session, tokenizer, prompts, sampling, args)
-        seconds = time.perf_counter() - start
+        prompts = encoded(given, args, tokenizer, opened.session.config)
+        output_len = _output_len(opened.session, prompts, args.max_output_len)
+        ends = _end_ids(args, tokenizer, opened.session)
+        request = _Request(prompts, output_len, ends, args.stop_words, sampling)
+        with output_files({name: getattr(args, name) for name in OUTPUTS}) as files:
+            rows, seconds = _generate(opened.session, tokenizer, request, files)
+            _write_ids(rows, files)
     finally:
         opened.session.close()
     tokens = sum(map(len, rows))
     print(f"\n{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.1f} tokens/s with the prompt")
-    if args.output_npy is not None:
-        _write_npy(args.output_npy, rows)
     texts = [before_stops(tokenizer.decode(row, skip_special_tokens=True), args.stop_words) for row in rows]
     outputs = [
         {"input_text": prompt, "input_tokens": len(ids), "output_text": text, "output_ids": row}
-        for prompt, ids, text, row in zip(args.input_text, prompts, texts, rows, strict=True)
+        for prompt, ids, text, row in zip(prompts.texts, prompts.ids, texts, rows, strict=True)
     ]
     result = {"backend": opened.session.backend, "reason": opened.reason, "outputs": outputs, "seconds": seconds}
     return Outcome(result | {"sampling": asdict(sampling)})
 
 
-def _check(args: argparse.Namespace) -> None:
+def _checked(args: argparse.Namespace) -> Given:
+    """The prompts, after everything that can be refused before a model is opened."""
     check_sampling_flags(args)
-    if args.system_text is not None and not args.chat:
-        raise UsageError("--system_text without --chat", fix="add --chat, or put the words into --input_text")
+    named = {name: getattr(args, name) for name in ("input_file", "json", *OUTPUTS)}
+    _check_apart({f"--{name}": path for name, path in named.items() if path is not None})
+    return given_prompts(args)
 
 
-def _prompts(args: argparse.Namespace, tokenizer: Tokenizer, session: Session) -> list[list[int]]:
-    """The ids of every text: as it is, or as what a user says to a chat model."""
-    if not args.chat:
-        return [list(map(int, tokenizer.encode(text))) for text in args.input_text]
-    from workbench.runtime.chat import Message, chat_ids
-
-    before = [] if args.system_text is None else [Message("system", args.system_text)]
-    architecture = session.config.architecture
-    return [chat_ids(tokenizer, [*before, Message("user", text)], architecture) for text in args.input_text]
+def _check_apart(paths: Mapping[str, Path]) -> None:
+    """Refuse to read and write, or to write twice, one and the same file."""
+    flags: dict[Path, str] = {}
+    for flag, path in paths.items():
+        place = path.resolve()
+        if place in flags and (place.is_file() or not place.exists()):
+            raise UsageError(f"{flags[place]} and {flag} are both {path}", fix="give each a file of its own")
+        flags[place] = flag
 
 
 def _generate(
-    session: Session,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    sampling: SamplingOptions,
-    args: argparse.Namespace,
-) -> list[list[int]]:
-    """Generate, and show every text as it comes."""
-    from workbench.runtime.generate import generate
-    from workbench.runtime.limits import check_output_len, check_prompts
+    session: Session, tokenizer: Tokenizer, request: _Request, files: Mapping[str, Path]
+) -> tuple[list[list[int]], float]:
+    """Generate, show every text as it comes, and keep the logits where a file wants them; new ids and seconds."""
+    if "output_logits_npy" not in files:
+        return _stream(session, tokenizer, request)
+    from workbench.cli.recorded_logits import RecordedSession
 
-    check_prompts(prompts, session.config, session.limits)
-    output_len = _output_len(session, max(map(len, prompts)), args.max_output_len)
-    check_output_len(max(map(len, prompts)), output_len, session.config, session.limits)
-    display = display_for(tokenizer, args.input_text, args.stop_words, terminal=sys.stdout.isatty())
-    ends = _end_ids(args, tokenizer, session)
-    rows = generate(session, prompts, output_len, eos_token_ids=ends, on_token=display.add, sampling=sampling)
+    path = files["output_logits_npy"]
+    with closing(RecordedSession(session, path.parent, len(request.prompts.ids), request.output_len)) as recorded:
+        rows, seconds = _stream(recorded, tokenizer, request)
+        recorded.write_npy(path, list(map(len, rows)))
+    return rows, seconds
+
+
+def _stream(session: Session, tokenizer: Tokenizer, request: _Request) -> tuple[list[list[int]], float]:
+    from workbench.runtime.generate import generate
+
+    start = time.perf_counter()
+    display = display_for(tokenizer, request.prompts.texts, request.stops, terminal=sys.stdout.isatty())
+    rows = generate(
+        session,
+        request.prompts.ids,
+        request.output_len,
+        eos_token_ids=request.ends,
+        on_token=display.add,
+        sampling=request.sampling,
+    )
     display.close()
-    return rows
+    return rows, time.perf_counter() - start
 
 
 def _end_ids(args: argparse.Namespace, tokenizer: Tokenizer, session: Session) -> tuple[int, ...]:
@@ -135,30 +176,45 @@ def _end_ids(args: argparse.Namespace, tokenizer: Tokenizer, session: Session) -
     return tuple(args.end_id)
 
 
-def _output_len(session: Session, longest_prompt: int, asked: int | None) -> int:
-    """What was asked for, or the default as far as there is room; a line says where it was lowered."""
-    from workbench.runtime.limits import output_room
+def _output_len(session: Session, prompts: Prompts, asked: int | None) -> int:
+    """What was asked for, or the default as far as there is room; a line says where it was lowered.
 
-    if asked is not None:
-        return asked
-    room = output_room(longest_prompt, session.config, session.limits)
-    if not 1 <= room < DEFAULT_OUTPUT_LEN:
-        return DEFAULT_OUTPUT_LEN
-    print(f"max_output_len {room}: the default {DEFAULT_OUTPUT_LEN} lowered to what the limits leave", flush=True)
-    return room
+    Raises:
+        LimitError: a prompt or the output beyond the session's limits.
+    """
+    from workbench.runtime.limits import check_output_len, check_prompts, output_room
+
+    config, limits = session.config, session.limits
+    check_prompts(prompts.ids, config, limits)
+    longest = max(map(len, prompts.ids))
+    if asked is None:
+        asked = DEFAULT_OUTPUT_LEN
+        room = output_room(longest, config, limits)
+        if 1 <= room < asked:
+            asked = room
+            print(
+                f"max_output_len {room}: the default {DEFAULT_OUTPUT_LEN} lowered to what the limits leave", flush=True
+            )
+    check_output_len(longest, asked, config, limits)
+    return asked
 
 
-def _write_npy(path: Path, rows: Sequence[Sequence[int]]) -> None:
-    import numpy as np
+def _write_ids(rows: Sequence[Sequence[int]], files: Mapping[str, Path]) -> None:
+    """The new ids as lines of a CSV file, or as a table, where they are wanted."""
+    if "output_csv" in files:
+        files["output_csv"].write_text("".join(",".join(map(str, row)) + "\n" for row in rows), encoding="ascii")
+    if "output_npy" in files:
+        import numpy as np
 
-    table = np.full((len(rows), max(map(len, rows), default=0)), NO_TOKEN, dtype=np.int64)
-    for place, row in enumerate(rows):
-        table[place, : len(row)] = row
-    # Through an open file, for np.save would add .npy to a name of another ending.
-    with path.open("wb") as file:
-        np.save(file, table)
+        table = np.full((len(rows), max(map(len, rows), default=0)), NO_TOKEN, dtype=np.int64)
+        for place, row in enumerate(rows):
+            table[place, : len(row)] = row
+        # Through an open file, for np.save would add .npy to a name of another ending.
+        with files["output_npy"].open("wb") as file:
+            np.save(file, table)
 
 
+_CONVERT_FIRST = "convert the model first, workbench convert --model_dir M -o CKPT, and give --checkpoint_dir CKPT"
 COMMAND = Command(
     name="run",
     summary="Generate text from an engine or a checkpoint, greedily or by sampling.",
@@ -166,8 +222,14 @@ COMMAND = Command(
 workbench run --engine_dir demo/engine --tokenizer_dir demo/model --input_text "The capital of France is"
 workbench run --checkpoint_dir demo/checkpoint --tokenizer_dir demo/model --input_text "One" "Two" --max_output_len 16
 workbench run --engine_dir demo/engine --tokenizer_dir demo/model --chat --input_text "Who are you?" --top_p 0.9
+workbench run --engine_dir demo/engine --tokenizer_dir demo/model --input_file prompts.txt --output_csv ids.csv
 """,
     add_flags=_add_flags,
     run=_run,
-    files=("output_npy",),
+    files=OUTPUTS,
+    instead={
+        "--model_dir": _CONVERT_FIRST,
+        "--hf_model_dir": _CONVERT_FIRST,
+        "--max_input_length": "prompts are not cut: shorten those that are too long",
+    },
 )

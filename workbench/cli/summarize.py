@@ -59,6 +59,7 @@ def _run(args: argparse.Namespace) -> Outcome:
     from workbench.runtime.tokenizer import load_tokenizer
 
     options = SummarizationOptions(args.output_len, args.max_input_length, args.batch_size, args.eval_ppl)
+    _check_folders(args)
     tokenizer = load_tokenizer(args.tokenizer_dir or args.hf_model_dir, trust_remote_code=args.trust_remote_code)
     articles = read_articles(args.dataset, args.max_ite, split=args.split, cache_dir=args.dataset_dir)
     if len(articles) < args.max_ite:
@@ -109,15 +110,28 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--max_ite {args.max_ite}", allowed="whole numbers from 1")
 
 
+def _check_folders(args: argparse.Namespace) -> None:
+    """Refuse a folder of another kind before articles are fetched."""
+    from workbench.bench.open_session import folder_kind
+    from workbench.checkpoint.hf_config import read_model_config
+
+    if args.test_trt_llm:
+        folder_kind(args.engine_dir)
+    if args.test_hf:
+        read_model_config(args.hf_model_dir)
+
+
 def _judge_engine(
     args: argparse.Namespace, tokenizer: Any, articles: list[Article], options: SummarizationOptions
 ) -> tuple[Summaries, str, SummarizationOptions]:
     """The engine's summaries, which backend made them, and the options as far as its limits let them be."""
     from workbench.bench.open_session import open_session
     from workbench.evaluation.summarization import Summarizer, fitting_input_len, summarize
+    from workbench.runtime.tokenizer import check_special_ids
 
     opened = open_session(args.engine_dir, args.backend)
     try:
+        check_special_ids(tokenizer, opened.session.config.vocab_size)
         print(opened.reason, flush=True)
         longest = fitting_input_len(opened.session, options)
         if longest < options.max_input_len:
@@ -137,8 +151,10 @@ def _judge_hugging_face(
 
     from workbench.evaluation.hf_reference import HFReference
     from workbench.evaluation.summarization import Summarizer, summarize
+    from workbench.runtime.tokenizer import check_special_ids
 
     reference = HFReference.open(args.hf_model_dir, getattr(torch, DATA_TYPES[args.data_type]))
+    check_special_ids(tokenizer, reference.config.vocab_size)
     with ProgressBars() as report:
         return summarize(Summarizer.of_hugging_face(reference), tokenizer, articles, options, report)
 
@@ -192,4 +208,5 @@ workbench summarize --test_trt_llm --engine_dir demo/engine --tokenizer_dir demo
 """,
     add_flags=_add_flags,
     run=_run,
+    instead={"--checkpoint_dir": "give it as --engine_dir", "--model_dir": "give it as --hf_model_dir"},
 )

@@ -37,6 +37,7 @@ from workbench.engine.network import DecoderNetwork, add_profiles, build_network
 from workbench.engine.product import RTX, Product, product_for_building
 from workbench.engine.progress import BuilderThread, make_monitor
 from workbench.errors import BuildError, GateError, WorkbenchError
+from workbench.model.config import ModelConfig
 from workbench.model.internlm import InternLM
 from workbench.model.rotary import rotary_tables
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
@@ -222,15 +223,24 @@ def network_of(
         BuildError: the limits ask for more positions than the model has.
     """
     limits, config = recipe.build, checkpoint.config
+    check_limits(limits, config)
+    weights = dataclasses.replace(checkpoint.weights, layers=list(checkpoint.weights.layers))
+    model = InternLM(config, weights, rotary_tables(config, limits.max_seq_len))
+    return build_network(trt, builder, model, getattr(torch, recipe.dtype), limits, every_position=every_position)
+
+
+def check_limits(limits: BuildLimits, config: ModelConfig) -> None:
+    """Refuse limits beyond the model's positions.
+
+    Raises:
+        BuildError: they are.
+    """
     if limits.max_seq_len > config.max_position_embeddings:
         raise BuildError(
             f"max_input_len {limits.max_input_len} + max_output_len {limits.max_output_len}",
             allowed=f"up to the model's max_position_embeddings {config.max_position_embeddings} together",
             fix="lower one of them",
         )
-    weights = dataclasses.replace(checkpoint.weights, layers=list(checkpoint.weights.layers))
-    model = InternLM(config, weights, rotary_tables(config, limits.max_seq_len))
-    return build_network(trt, builder, model, getattr(torch, recipe.dtype), limits, every_position=every_position)
 
 
 def _checked(trt: Any, network: DecoderNetwork, options: BuildOptions, report: Reporter) -> NetworkCheck | None:

@@ -65,7 +65,7 @@ class FigureOptions:
     """What is measured.
 
     Attributes:
-        windows, length: of the offline text, for the perplexities.
+        windows, length: of the built-in text, for the perplexities.
         greedy_tokens: how many tokens must be those of Hugging Face.
         modes: keys of ``RECIPES``; "float32" is always measured, since the others are judged by it.
     """
@@ -105,7 +105,7 @@ class AccuracyFigures:
         context = self.context
         return "\n".join(
             [
-                f"Perplexity of {context['windows']} windows of {context['length']} tokens of `pydoc_data.topics` "
+                f"Perplexity of {context['windows']} windows of {context['length']} tokens of the built-in text "
                 "(cpu op set); the change is against our float32, with a paired 95 % bootstrap interval over windows.",
                 "",
                 "| mode | perplexity | change | interval | required | holds |",

@@ -1,43 +1,57 @@
-"""How fast one GPU decodes with random weights, mode by mode, beside Hugging Face. Returns figures, prints nothing.
+"""How fast one GPU decodes and reads prompts with random weights, mode by mode, beside Hugging Face. Prints nothing.
 
-Every latency is one decoding step of the whole batch, the choice of the next tokens included, timed with device events
-over many steps; the context grows by one token a step. Bytes moved are what a step must read: all packed weights, and
-the keys and values at the mean context. They are compared with the bandwidth of a large copy on the same device.
+A decoding step is one token for the whole batch, the choice of the next tokens included, timed with device events over
+many steps; the context grows by one token a step. Bytes moved are what a step must read: all packed weights, and the
+keys and values at the mean context. They are compared with the bandwidth of a large copy on the same device. A prefill
+is the call of the session, from lists of token ids to the last logits.
 """
 
 from __future__ import annotations
 
+import datetime
 import statistics
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 import torch
 
 from workbench.backends.kernels import require_gpu
 from workbench.backends.kernels.nvrtc import timer
-from workbench.errors import WorkbenchError, nearest
-from workbench.evaluation.dummy_weights import DummyMode, dummy_weights
+from workbench.checkpoint.dummy_checkpoint import write_dummy_checkpoint
+from workbench.errors import LimitError, WorkbenchError, nearest
+from workbench.evaluation.gpu_results import (
+    DECODE,
+    PREFILL,
+    Conditions,
+    GpuBenchmarkResult,
+    GpuSpeed,
+    code_checksum,
+    in_order,
+    label,
+)
 from workbench.model.config import ModelConfig
+from workbench.model.weights import ModelWeights
 from workbench.progress import ProgressEvent, Reporter, silent
-from workbench.recipe import BuildLimits
+from workbench.recipe import BuildLimits, Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
 from workbench.runtime.cuda_session import CudaOptions, CudaSession
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-GPU_MODES: dict[str, DummyMode] = {
-    "float16": DummyMode("float16"),
-    "int8": DummyMode("int8"),
-    "int4": DummyMode("int4"),
-    "w8a8": DummyMode("w8a8"),
-    "float16+kv8": DummyMode("float16", int8_cache=True),
-    "w8a8+kv8": DummyMode("w8a8", int8_cache=True),
+GPU_MODES: dict[str, Recipe] = {
+    "float16": Recipe(),
+    "int8": Recipe(weights=Int8WeightOnly()),
+    "int4": Recipe(weights=Int4WeightOnly()),
+    "w8a8": Recipe(weights=SmoothQuant()),
+    "float16+kv8": Recipe(kv_cache=Int8KVCache()),
+    "w8a8+kv8": Recipe(weights=SmoothQuant(), kv_cache=Int8KVCache()),
 }
+HF_EAGER, HF_COMPILED = "hf eager", "hf compiled"
 COPY_BYTES = 1 << 30
 COMPILED_MOST = 8
 WARM_UP = 3
+PREFILL_ROUNDS = 3
 ROOM = 16  # cache rows beyond what is timed
 
 
@@ -50,15 +64,17 @@ class GpuBenchmarkOptions:
             INT8 cache. The head is float16 in all of them.
         batches: rows that decode together.
         contexts: tokens that each row has before the first step.
+        prefills: prompts that are read at once, and tokens of each.
         steps: decoding steps that are timed.
-        hugging_face: time Hugging Face in float16 too, at the first context: eager, and up to :data:`COMPILED_MOST`
-            rows with a static cache and torch.compile, which takes a minute a case.
+        hugging_face: time Hugging Face in float16 too: eager in all cases, and at the first context and up to
+            :data:`COMPILED_MOST` rows with a static cache and torch.compile, which takes most of a minute a case.
         device: a CUDA device.
     """
 
     modes: tuple[str, ...] = tuple(GPU_MODES)
     batches: tuple[int, ...] = (1, 8, 64)
     contexts: tuple[int, ...] = (128, 2048)
+    prefills: tuple[tuple[int, int], ...] = ((1, 2048), (8, 1024))
     steps: int = 128
     hugging_face: bool = True
     device: str = "cuda"
@@ -71,97 +87,105 @@ class GpuBenchmarkOptions:
         for name, values in (("batches", self.batches), ("contexts", self.contexts), ("steps", (self.steps,))):
             if not values or min(values) < 1:
                 raise WorkbenchError(f"benchmark {name} {values}", allowed="whole numbers from 1")
-
-
-@dataclass(frozen=True)
-class GpuSpeed:
-    """One line of the table.
-
-    Attributes:
-        mode: key of :data:`GPU_MODES`, or "hf eager", "hf compiled".
-        batch, context: rows, and tokens of each before the first timed step.
-        step_ms: one token for every row; mean over the steps.
-        tokens_per_s: of all rows together.
-        moved_bytes: weights, keys and values that a step reads.
-        bandwidth_share: ``moved_bytes / step_ms`` over the measured bandwidth.
-        flops: of the products and of attention in one step.
-        peak_bytes: most device memory in use.
-    """
-
-    mode: str
-    batch: int
-    context: int
-    step_ms: float
-    tokens_per_s: float
-    moved_bytes: int
-    bandwidth_share: float
-    flops: float
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class GpuBenchmarkResult:
-    """All lines, and what they hold for.
-
-    Attributes:
-        bandwidth: bytes a second of a large copy, read and written bytes together.
-        skipped: cases that were not run, and why.
-    """
-
-    model: str
-    options: GpuBenchmarkOptions
-    gpu: str
-    versions: dict[str, str]
-    bandwidth: float
-    speeds: tuple[GpuSpeed, ...]
-    skipped: tuple[str, ...]
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row per line, columns named as the fields of :class:`GpuSpeed`."""
-        import pandas as pd
-
-        return pd.DataFrame([asdict(speed) for speed in self.speeds])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
-        return asdict(self)
+        for shape in self.prefills:
+            if min(shape) < 1:
+                raise WorkbenchError(f"benchmark prefill {shape[0]}x{shape[1]}", allowed="whole numbers from 1")
 
 
 @dataclass(frozen=True)
 class _Case:
+    mode: str
+    task: str
     batch: int
     context: int
-    steps: int
+    steps: int = 0
+
+    @property
+    def label(self) -> str:
+        return label(self.mode, self.task, self.batch, self.context)
 
     @property
     def mean_context(self) -> float:
         return self.context + self.steps / 2
 
 
+Keep = Callable[[GpuBenchmarkResult], None]
+
+
+@dataclass(frozen=True)
+class _Listeners:
+    """Who is told of progress, and of every result."""
+
+    report: Reporter
+    keep: Keep
+
+
 def gpu_benchmark(
-    name: str, config: ModelConfig, options: GpuBenchmarkOptions | None = None, report: Reporter = silent
+    name: str,
+    config: ModelConfig,
+    options: GpuBenchmarkOptions | None = None,
+    report: Reporter = silent,
+    *,
+    known: GpuBenchmarkResult | None = None,
+    keep: Keep = lambda _: None,
 ) -> GpuBenchmarkResult:
-    """Time decoding of a model of these sizes with random weights.
+    """Time a model of these sizes with random weights.
 
     Args:
         name: of the model, for the result.
         config: its sizes.
         options: what to measure.
         report: called as cases are done.
+        known: what a run that was stopped had found; its cases are not timed again if the conditions are the same.
+        keep: called with the result so far after every case.
 
     Raises:
-        BackendError: torch finds no CUDA device, or Triton is not installed.
+        BackendError: torch finds no CUDA device, or one that is too old, or Triton is not installed.
+        WorkbenchError: ``known`` was found under other conditions.
     """
     options = options or GpuBenchmarkOptions()
     require_gpu("a benchmark with random weights")
-    cases = [_Case(batch, context, options.steps) for context in options.contexts for batch in options.batches]
-    run = _Run(timed_config(config, options), options, copy_bandwidth(torch.device(options.device)), report)
-    speeds = [speed for mode in options.modes for speed in run.ours(mode, cases)]
+    config = timed_config(config, options)
+    result = begun(conditions(name, config, options), options, known)
+    run = _Run(config, options, result, _Listeners(report, keep))
+    for mode in options.modes:
+        run.ours(mode)
     if options.hugging_face:
-        speeds += list(run.hugging_face(cases))
+        run.hugging_face()
+    return run.result
+
+
+def conditions(name: str, config: ModelConfig, options: GpuBenchmarkOptions) -> Conditions:
+    """What times depend on here."""
+    import transformers
+    import triton
+
+    versions = {
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "triton": triton.__version__,
+        "transformers": transformers.__version__,
+    }
     gpu = torch.cuda.get_device_name(options.device)
-    return GpuBenchmarkResult(name, options, gpu, _versions(), run.bandwidth, tuple(speeds), tuple(run.skipped))
+    return Conditions(name, asdict(config), options.steps, gpu, versions, code_checksum())
+
+
+def begun(here: Conditions, options: GpuBenchmarkOptions, known: GpuBenchmarkResult | None) -> GpuBenchmarkResult:
+    """A result without lines, or with those that are known.
+
+    Raises:
+        WorkbenchError: they were found under other conditions.
+    """
+    if known is None:
+        today = datetime.date.today().isoformat()
+        return GpuBenchmarkResult(here, asdict(options), copy_bandwidth(torch.device(options.device)), (), (), today)
+    others = here.differences(known.conditions)
+    if others:
+        raise WorkbenchError(
+            f"the times in the file hold for another {' and '.join(others)}",
+            fix="begin anew, without --resume",
+        )
+    return replace(known, options=asdict(options))
 
 
 def timed_config(config: ModelConfig, options: GpuBenchmarkOptions) -> ModelConfig:
@@ -171,85 +195,124 @@ def timed_config(config: ModelConfig, options: GpuBenchmarkOptions) -> ModelConf
     Hugging Face would look at the positions on the host in every step of a model that scales them dynamically.
     """
     longest = max(options.contexts) + options.steps + 2 * ROOM
-    return replace(config, max_position_embeddings=max(longest, config.max_position_embeddings), rope_scaling=None)
+    longest = max(longest, *(length + ROOM for _, length in options.prefills), config.max_position_embeddings)
+    return replace(config, max_position_embeddings=longest, rope_scaling=None)
+
+
+def dummy_weights(config: ModelConfig, recipe: Recipe) -> ModelWeights:
+    """Weights of a recipe that are drawn as they are read, on the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write_dummy_checkpoint(Path(folder) / "dummy", config, recipe).weights
 
 
 class _Run:
-    """One benchmark under way."""
+    """One benchmark under way.
 
-    def __init__(self, config: ModelConfig, options: GpuBenchmarkOptions, bandwidth: float, report: Reporter) -> None:
-        self.config, self.options, self.bandwidth, self.report = config, options, bandwidth, report
+    Attributes:
+        result: what was found so far.
+    """
+
+    def __init__(
+        self, config: ModelConfig, options: GpuBenchmarkOptions, result: GpuBenchmarkResult, listeners: _Listeners
+    ) -> None:
+        self.config, self.options, self.result = config, options, result
+        self.report, self.keep = listeners.report, listeners.keep
         self.device = torch.device(options.device)
-        self.skipped: list[str] = []
+        self._clock = time.perf_counter()
 
-    def ours(self, mode: str, cases: Sequence[_Case]) -> Iterator[GpuSpeed]:
-        """Our decoding of all cases in one mode, over the same weights."""
-        largest = max(case.batch for case in cases)
-        limits = BuildLimits(max_batch_size=largest, max_input_len=1, max_output_len=1)
+    def ours(self, mode: str) -> None:
+        """Our side of all cases in one mode, over the same weights."""
+        cases = self._left(mode, DECODE, [(b, c) for c in self.options.contexts for b in self.options.batches])
+        cases += self._left(mode, PREFILL, self.options.prefills)
+        if not cases:
+            return
+        limits = BuildLimits(max_batch_size=max(case.batch for case in cases), max_input_len=1, max_output_len=1)
         options = CudaOptions(torch.float16, limits, self.options.device)
-        session = CudaSession(self.config, dummy_weights(self.config, GPU_MODES[mode], self.device), options)
+        self.report(ProgressEvent(f"benchmark: {mode}", 0, len(cases), "cases"))
+        session = CudaSession(self.config, dummy_weights(self.config, GPU_MODES[mode]), options)
         try:
-            for done, case in enumerate(cases):
-                self.report(ProgressEvent(f"benchmark: {mode}", done, len(cases), "cases"))
+            for case in self._told(mode, cases):
+                time_ms = _prefill_ms if case.task == PREFILL else _decode_ms
                 kv_bytes = int(case.batch * case.mean_context * session.kv_bytes_per_token)
-                with self._memory(f"{mode} batch {case.batch} context {case.context}") as fits:
-                    step_ms = _decode_ms(session, case)
-                if fits.ok:
-                    yield self._speed(mode, case, step_ms, session.ops.weight_bytes + kv_bytes)
-            self.report(ProgressEvent(f"benchmark: {mode}", len(cases), len(cases), "cases"))
+                with self._one(case) as record:
+                    record(time_ms(session, case), session.ops.weight_bytes + kv_bytes)
         finally:
             session.close()
             torch.cuda.empty_cache()
 
-    def hugging_face(self, cases: Sequence[_Case]) -> Iterator[GpuSpeed]:
+    def hugging_face(self) -> None:
         """Hugging Face in float16: eager, then with a static cache and torch.compile."""
+        options = self.options
+        shapes = [(batch, context) for context in options.contexts for batch in options.batches]
+        few = [(batch, options.contexts[0]) for batch in options.batches if batch <= COMPILED_MOST]
+        cases = self._left(HF_EAGER, DECODE, shapes) + self._left(HF_EAGER, PREFILL, options.prefills)
+        cases += self._left(HF_COMPILED, DECODE, few)
+        if not cases:
+            return
         from workbench.evaluation.gpu_reference import HuggingFaceDecoding
 
-        reference = HuggingFaceDecoding(self.config, self.device)
+        self.report(ProgressEvent("benchmark: Hugging Face", 0, len(cases), "cases"))
+        weights = dummy_weights(self.config, GPU_MODES["float16"])
+        reference = HuggingFaceDecoding(self.config, weights, self.device)
         try:
-            for name, compiled in (("hf eager", False), ("hf compiled", True)):
-                chosen = [case for case in cases if case.context == self.options.contexts[0]]
-                chosen = [case for case in chosen if case.batch <= COMPILED_MOST or not compiled]
-                for done, case in enumerate(chosen):
-                    self.report(ProgressEvent(f"benchmark: {name}", done, len(chosen), "cases"))
-                    with self._memory(f"{name} batch {case.batch} context {case.context}") as fits:
-                        step_ms = reference.step_ms(case.batch, case.context, compiled=compiled)
-                    if fits.ok:
-                        moved = reference.weight_bytes + int(case.batch * case.mean_context * reference.kv_bytes)
-                        yield self._speed(name, case, step_ms, moved)
-                self.report(ProgressEvent(f"benchmark: {name}", len(chosen), len(chosen), "cases"))
+            for case in self._told("Hugging Face", cases):
+                moved = reference.weight_bytes + int(case.batch * case.mean_context * reference.kv_bytes)
+                with self._one(case) as record:
+                    if case.task == PREFILL:
+                        record(reference.prefill_ms(case.batch, case.context), moved)
+                    else:
+                        compiled = case.mode == HF_COMPILED
+                        record(reference.step_ms(case.batch, case.context, compiled=compiled), moved)
         finally:
             reference.close()
 
+    def _left(self, mode: str, task: str, shapes: Sequence[tuple[int, int]]) -> list[_Case]:
+        """Cases of these (batch, context) that nobody knows yet."""
+        known, steps = self.result.cases(), self.options.steps if task == DECODE else 0
+        cases = [_Case(mode, task, batch, context, steps) for batch, context in shapes]
+        return [case for case in cases if case.label not in known]
+
+    def _told(self, what: str, cases: list[_Case]) -> Iterator[_Case]:
+        """The cases, and to the reporter how many are done."""
+        for done, case in enumerate(cases, start=1):
+            yield case
+            self.report(ProgressEvent(f"benchmark: {what}", done, len(cases), "cases"))
+
     @contextmanager
-    def _memory(self, what: str) -> Iterator[_Fits]:
-        """Note a case that does not fit the device's memory, and go on."""
-        fits = _Fits()
+    def _one(self, case: _Case) -> Iterator[Callable[[float, int], None]]:
+        """Takes the time and the bytes of a case; notes one that does not fit the device's memory, and goes on."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         try:
-            yield fits
-        except torch.cuda.OutOfMemoryError:
-            fits.ok = False
-            self.skipped.append(f"{what}: does not fit the device's memory")
+            yield lambda time_ms, moved: self._add(self._speed(case, time_ms, moved))
+        except (torch.cuda.OutOfMemoryError, LimitError):
+            skipped = f"{case.label}: does not fit the device's memory"
+            self._add(skipped=skipped)
 
-    def _speed(self, mode: str, case: _Case, step_ms: float, moved_bytes: int) -> GpuSpeed:
+    def _add(self, speed: GpuSpeed | None = None, skipped: str = "") -> None:
+        now = time.perf_counter()
+        speeds = in_order((*self.result.speeds, *([speed] if speed else [])), (*GPU_MODES, HF_EAGER, HF_COMPILED))
+        told = (*self.result.skipped, *([skipped] if skipped else []))
+        seconds = self.result.seconds + now - self._clock
+        self.result = replace(self.result, speeds=speeds, skipped=told, seconds=seconds)
+        self._clock = now
+        self.keep(self.result)
+
+    def _speed(self, case: _Case, time_ms: float, moved_bytes: int) -> GpuSpeed:
+        prefill = case.task == PREFILL
+        flops = prefill_flops if prefill else step_flops
         return GpuSpeed(
-            mode=mode,
+            mode=case.mode,
             batch=case.batch,
             context=case.context,
-            step_ms=step_ms,
-            tokens_per_s=case.batch / step_ms * 1e3,
+            step_ms=time_ms,
+            tokens_per_s=case.batch * (case.context if prefill else 1) / time_ms * 1e3,
             moved_bytes=moved_bytes,
-            bandwidth_share=moved_bytes / (step_ms / 1e3) / self.bandwidth,
-            flops=step_flops(self.config, case.batch, case.mean_context),
+            bandwidth_share=moved_bytes / (time_ms / 1e3) / self.result.bandwidth,
+            flops=flops(self.config, case.batch, case.mean_context),
             peak_bytes=torch.cuda.max_memory_allocated(self.device),
+            task=case.task,
         )
-
-
-@dataclass
-class _Fits:
-    ok: bool = True
 
 
 def _decode_ms(session: CudaSession, case: _Case) -> float:
@@ -267,7 +330,15 @@ def _decode_ms(session: CudaSession, case: _Case) -> float:
     return elapsed_ms(decode) / case.steps
 
 
-def elapsed_ms(work: Callable[[], None]) -> float:
+def _prefill_ms(session: CudaSession, case: _Case) -> float:
+    """Median time of reading random prompts; kernels are compiled before."""
+    session.resize(BuildLimits(max_batch_size=case.batch, max_input_len=case.context, max_output_len=ROOM))
+    prompts = torch.randint(0, session.config.vocab_size, (case.batch, case.context)).tolist()
+    times = [elapsed_ms(lambda: session.prefill(prompts)) for _ in range(1 + PREFILL_ROUNDS)]
+    return statistics.median(times[1:])
+
+
+def elapsed_ms(work: Callable[[], object]) -> float:
     """Time on the device between the first and the last kernel that ``work`` queues."""
     begin, end = timer(), timer()
     begin.record()
@@ -292,20 +363,20 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def step_flops(config: ModelConfig, batch: int, context: float) -> float:
     """Floating-point operations of one step: two for each weight and row, four for each query head's key element."""
+    weights = _layer_weights(config) + config.vocab_size * config.hidden_size
+    return batch * (2 * weights + _attention_flops(config, context))
+
+
+def prefill_flops(config: ModelConfig, batch: int, length: float) -> float:
+    """Floating-point operations of reading prompts: a token sees those before it; the last goes on to the head."""
+    per_token = 2 * _layer_weights(config) + _attention_flops(config, (length + 1) / 2)
+    return batch * (length * per_token + 2 * config.vocab_size * config.hidden_size)
+
+
+def _layer_weights(config: ModelConfig) -> int:
     per_layer = config.hidden_size * (config.qkv_features + config.num_heads * config.head_dim)
-    per_layer += 3 * config.hidden_size * config.intermediate_size
-    weights = config.num_layers * per_layer + config.vocab_size * config.hidden_size
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * context
-    return batch * (2 * weights + attention)
+    return config.num_layers * (per_layer + 3 * config.hidden_size * config.intermediate_size)
 
 
-def _versions() -> dict[str, str]:
-    import transformers
-    import triton
-
-    return {
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "triton": triton.__version__,
-        "transformers": transformers.__version__,
-    }
+def _attention_flops(config: ModelConfig, context: float) -> float:
+    return 4 * config.num_layers * config.num_heads * config.head_dim * context

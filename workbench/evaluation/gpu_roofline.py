@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.evaluation.gpu_benchmark import GpuBenchmarkResult, GpuSpeed
+from workbench.evaluation.gpu_results import DECODE, GpuBenchmarkResult, GpuSpeed
 
 # One colour a precision, as everywhere; Hugging Face in greys.
 COLORS = {
@@ -23,21 +23,23 @@ MARKERS = "osD^vP"
 
 
 def plot_roofline(result: GpuBenchmarkResult) -> Figure:
-    """Every case as a point under the roof of the measured bandwidth; one colour a mode, one marker a context."""
+    """Every decoding case as a point under the roof of the measured bandwidth; a colour a mode, a marker a context."""
     figure = Figure(figsize=(9, 6), layout="constrained", facecolor="white")
     axes = figure.subplots()
-    contexts = sorted({speed.context for speed in result.speeds})
-    for mode in dict.fromkeys(speed.mode for speed in result.speeds):
+    speeds = [speed for speed in result.speeds if speed.task == DECODE]
+    contexts = sorted({speed.context for speed in speeds})
+    for mode in dict.fromkeys(speed.mode for speed in speeds):
         for context, marker in zip(contexts, MARKERS, strict=False):
-            points = [speed for speed in result.speeds if (speed.mode, speed.context) == (mode, context)]
+            points = [speed for speed in speeds if (speed.mode, speed.context) == (mode, context)]
             _draw(axes, points, marker, label=mode if context == contexts[0] else None)
-    _draw_roof(axes, result)
+    _draw_roof(axes, speeds, result.bandwidth)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("operations per byte that a step must read")
     axes.set_ylabel("TFLOP/s")
     axes.grid(visible=True, which="both", color="#e6e6e6", linewidth=0.6)
-    axes.legend(fontsize=8)
+    if speeds:
+        axes.legend(fontsize=8)
     shapes = ", ".join(f"{marker} {context}" for context, marker in zip(contexts, MARKERS, strict=False))
     axes.set_title(f"{result.model} on {result.gpu}: decoding (context: {shapes})", loc="left", fontsize=11)
     return figure
@@ -55,8 +57,10 @@ def _draw(axes: Axes, points: list[GpuSpeed], marker: str, label: str | None) ->
         axes.annotate(str(point.batch), (x, y), textcoords="offset points", xytext=(5, -3), fontsize=7)
 
 
-def _draw_roof(axes: Axes, result: GpuBenchmarkResult) -> None:
-    intensity = [speed.flops / speed.moved_bytes for speed in result.speeds]
+def _draw_roof(axes: Axes, speeds: list[GpuSpeed], bandwidth: float) -> None:
+    if not speeds:
+        return
+    intensity = [speed.flops / speed.moved_bytes for speed in speeds]
     ends = np.array([min(intensity) / 1.5, max(intensity) * 1.5])
-    label = f"bandwidth of a copy: {result.bandwidth / 1e12:.2f} TB/s"
-    axes.plot(ends, ends * result.bandwidth / 1e12, color="#333333", linewidth=1.4, label=label)
+    label = f"bandwidth of a copy: {bandwidth / 1e12:.2f} TB/s"
+    axes.plot(ends, ends * bandwidth / 1e12, color="#333333", linewidth=1.4, label=label)

@@ -63,7 +63,7 @@ class QuantizationFigures:
         """A fragment with two tables and what they were measured with."""
         context = self.context
         lines = [
-            f"{context['windows']} windows of {context['length']} tokens of the test part of `pydoc_data.topics`, "
+            f"{context['windows']} windows of {context['length']} tokens of the test part of the built-in text, "
             f"ranges from {context['calibration_windows']} windows of its calibration part; against our own float32, "
             "with paired 95 % bootstrap intervals over windows. Activations and unquantized weights in "
             f"{context['dtype']}; LM head not quantized.",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.quantization.calibration import CalibrationWindows
-from workbench.quantization.texts import SEPARATOR, offline_part, text_sha256
+from workbench.quantization.texts import BUILT_IN, SEPARATOR, offline_part, text_sha256
 
 # Columns that hold the text, where none is named; the first that is there.
 TEXT_COLUMNS = ("text", "article", "content", "document", "sentence")
@@ -85,8 +85,8 @@ class WindowCounts:
 
 
 def built_in() -> TextSource:
-    """Python's language reference (:func:`workbench.quantization.texts.offline_part`)."""
-    return TextSource("pydoc_data.topics")
+    """The built-in text, Python's language reference (:func:`workbench.quantization.texts.offline_part`)."""
+    return TextSource(BUILT_IN)
 
 
 def from_strings(texts: Sequence[str], name: str = "strings") -> TextSource:
@@ -163,7 +163,7 @@ def calibration_windows(tokenizer: Any, source: TextSource, counts: WindowCounts
 
 
 def _built_in_windows(tokenizer: Any, name: str, counts: WindowCounts) -> CalibrationWindows:
-    """Windows spread evenly over the parts of the offline text."""
+    """Windows spread evenly over the parts of the built-in text."""
     text = offline_part("calibrate")
     ids, tune = _encode(tokenizer, text), _encode(tokenizer, offline_part("tune"))
     _check_enough(name, len(ids), counts)
@@ -191,7 +191,9 @@ def _check_enough(name: str, tokens: int, counts: WindowCounts) -> None:
         raise DataError(f"{name} holds no text", fix="choose another split, column or file")
     there = tokens // counts.length
     if there < counts.samples:
-        fix = f"ask for --samples {there}, a smaller --length, or give more text" if there else "give more text"
+        fix = f"ask for --samples {there}, a smaller --length, or give more text"
+        if not there:
+            fix = "ask for a smaller --length and fewer --samples, or give more text"
         raise DataError(
             f"{name} has {tokens} tokens: {there} samples of {counts.length}, but {counts.samples} were asked for",
             fix=fix,
@@ -266,6 +268,11 @@ def open_dataset(choice: DatasetChoice) -> Any:
     import datasets
 
     folder = Path(choice.name)
+    if folder.is_file():
+        raise DataError(
+            f"{choice.name} is a file, not a dataset",
+            fix="'calibrate' and 'convert' read it as --text, 'summarize' reads articles from .jsonl and .parquet",
+        )
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             opened = datasets.load_from_disk(str(folder))
@@ -274,7 +281,7 @@ def open_dataset(choice: DatasetChoice) -> Any:
     except ConnectionError as error:
         raise DataError(
             f"dataset {choice.name!r} cannot be reached, and is not in the cache",
-            fix="check the network, or give a folder, a text file, or no dataset for the built-in text",
+            fix="check its name and the network, or give a folder or a file that is here",
         ) from error
     except WorkbenchError:
         raise

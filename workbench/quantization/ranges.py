@@ -22,9 +22,9 @@ from torch import Tensor
 from workbench.checkpoint.safetensors_layout import LENGTH_BYTES, TensorSpec
 from workbench.checkpoint.safetensors_reader import SafetensorsFile
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
+from workbench.checkpoint.unified_config import RANGES_FILE as RANGES_FILE
 from workbench.errors import CheckpointError, RecipeError, nearest
 
-RANGES_FILE = "ranges.safetensors"
 STEPS_PER_OCTAVE = 64
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -24, 24
 BINS = (HIGHEST_EXPONENT - LOWEST_EXPONENT) * STEPS_PER_OCTAVE

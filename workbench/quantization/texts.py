@@ -1,4 +1,4 @@
-"""English text that is always at hand, in fixed parts, cut into windows of tokens. Knows nothing about models."""
+"""The built-in text: English, in fixed parts, cut into windows of tokens. Knows nothing about models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from workbench.errors import LimitError
 
-# What each part of the offline text is for, and its share of the characters. Calibration must reach 128 windows of 512
+# What it is called wherever a person meets it.
+BUILT_IN = "built-in text"
+# What each part of the built-in text is for, and its share of the characters. Calibration must reach 128 windows of 512
 # tokens of about 4 characters, tests of quality 60.
 PARTS = {"calibrate": 0.60, "tune": 0.11, "test": 0.29}
 SEPARATOR = "\n\n"
@@ -29,7 +31,7 @@ def offline_text() -> str:
 
 
 def offline_part(part: str) -> str:
-    """One of the :data:`PARTS` of the offline text, its topics in alphabetical order.
+    """One of the :data:`PARTS` of the built-in text, its topics in alphabetical order.
 
     No long paragraph is in two parts: topics repeat one another, and those that share a paragraph stay together. The
     largest such group goes first, each to the part that lacks most of its share.

@@ -6,7 +6,7 @@ next ids itself and reads them in its next replay, so the host need not wait for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,24 @@ from torch import Tensor
 from workbench.backends.kernels import require_gpu
 from workbench.backends.torch_ops import TapSink
 from workbench.backends.triton_ops import TritonOps
+from workbench.errors import LimitError
 from workbench.model.config import ModelConfig
 from workbench.model.internlm import InternLM
 from workbench.model.ops import LayerCache, Step
 from workbench.model.rotary import RotaryTables, rotary_tables
 from workbench.model.weights import KVScales, LayerWeights, ModelWeights
 from workbench.recipe import BuildLimits
+from workbench.runtime.decoding_state import Decoding, bucket_of
+from workbench.runtime.device_sampling import DeviceSampler, fetched
 from workbench.runtime.limits import check_decode, check_ids, check_positions, check_prompts, sequence_limit
+from workbench.runtime.persistent_decode import decode_step
 from workbench.runtime.session import padded
 
 if TYPE_CHECKING:
     from workbench.checkpoint.unified import Checkpoint
+    from workbench.runtime.sampling import SamplingOptions
+
+ROOM = 256  # rows of a cache come in multiples of this, and it begins with as many for what nobody announced
 
 
 @dataclass(frozen=True)
@@ -35,42 +42,17 @@ class CudaOptions:
 
     Attributes:
         dtype: of activations: float16 (kernels for every weight type), bfloat16 or float32.
-        limits: longest prompt, output and largest batch. The cache is allocated for them, so they cost memory.
+        limits: longest prompt, output and largest batch. The cache grows up to them.
         device: a CUDA device.
         graphs: replay decoding as a CUDA graph; without, every kernel is launched on its own.
+        one_kernel: decode up to 8 rows in one kernel, where model and GPU allow it; without, operation by operation.
     """
 
     dtype: torch.dtype = torch.float16
     limits: BuildLimits = field(default_factory=BuildLimits)
     device: str = "cuda"
     graphs: bool = True
-
-
-@dataclass
-class _Decoding:
-    """What decoding one bucket of rows reads and writes, all of it at fixed addresses.
-
-    Attributes:
-        caches: one per layer, ``[bucket, kv_heads, max_len, head_dim]``.
-        ids: int64 ``[bucket]``, the newest token of each row; replaced by the most probable next one.
-        start: int32 ``[bucket]``, how many tokens the cache holds.
-        logits: float32 ``[bucket, vocab]``, once a step has run.
-        graph: the captured step.
-    """
-
-    caches: list[LayerCache[Tensor]]
-    ids: Tensor
-    start: Tensor
-    logits: Tensor | None = None
-    graph: torch.cuda.CUDAGraph | None = None
-
-    @property
-    def bucket(self) -> int:
-        return len(self.ids)
-
-    @property
-    def cache_bytes(self) -> int:
-        return sum(tensor.nbytes for cache in self.caches for tensor in (cache.key, cache.value))
+    one_kernel: bool = True
 
 
 class CudaSession:
@@ -97,7 +79,7 @@ class CudaSession:
         tables = rotary_tables(config, config.max_position_embeddings)
         rotary = RotaryTables(tables.cos.to(self.device), tables.sin.to(self.device))
         self.model = InternLM(config, self._packed(weights), rotary)
-        self._decoding: _Decoding | None = None
+        self._decoding: Decoding | None = None
         self._lengths: list[int] = []
 
     @classmethod
@@ -141,6 +123,11 @@ class CudaSession:
         return 0 if self._decoding is None else self._decoding.cache_bytes
 
     @property
+    def decodes_in_one_kernel(self) -> bool:
+        """Whether the batch at hand does."""
+        return self._decoding is not None and self._decoding.kernel is not None
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """What one token's keys and values take in all layers."""
         width = 1 if self._int8_cache else self.options.dtype.itemsize
@@ -154,9 +141,12 @@ class CudaSession:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See :meth:`~workbench.runtime.session.Session.prefill`. Rows are padded on the right; no row reads a pad."""
+        return self._prefill(prompts, ROOM)
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], output_len: int) -> Tensor:
         check_prompts(prompts, self.config, self.limits)
         ids, lengths = padded(prompts)
-        held = self._room_for(len(prompts))
+        held = self._room_for(len(prompts), max(lengths) + output_len)
         caches = [LayerCache(cache.key[: len(prompts)], cache.value[: len(prompts)]) for cache in held.caches]
         last = torch.tensor(lengths, dtype=torch.int32)
         logits = self._from_scratch(ids, caches, last - 1)[:, 0]
@@ -179,8 +169,39 @@ class CudaSession:
         check_ids(ids, self.config)
         held.ids[: len(ids)] = ids.to(self.device)
         self.decode_greedy()
-        assert held.logits is not None
-        return held.logits[: len(ids)].clone()
+        return self._logits(len(ids)).clone()
+
+    def tokens(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, max_output_len: int
+    ) -> Iterator[list[int]]:
+        """See :meth:`~workbench.runtime.session.TokenSession.tokens`: the host never waits for the newest step."""
+        return fetched(self._choices(prompts, sampling, max_output_len))
+
+    def _choices(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, max_output_len: int
+    ) -> Iterator[Tensor]:
+        """What a sampler says after each step."""
+        rows = len(prompts)
+        with torch.inference_mode():
+            logits = self._prefill(prompts, max_output_len)
+            sampler = DeviceSampler(
+                sampling, prompts, steps=max_output_len, vocab=self.config.vocab_size, device=self.device
+            )
+        for step in range(max_output_len):
+            if step:
+                self.decode_greedy()
+                logits = self._logits(rows)
+            with torch.inference_mode():
+                chosen = sampler.choose(logits)
+                assert self._decoding is not None
+                self._decoding.ids[:rows] = chosen
+            yield sampler.told
+
+    def _logits(self, rows: int) -> Tensor:
+        """``[rows, vocab]`` float32: those of the step that was asked for last, overwritten by the next."""
+        assert self._decoding is not None
+        assert self._decoding.logits is not None
+        return self._decoding.logits[:rows]
 
     @torch.inference_mode()
     def decode_greedy(self) -> Tensor:
@@ -197,7 +218,10 @@ class CudaSession:
         held = self._decoding
         if held is None or not self._lengths:
             raise RuntimeError("decoding before any prefill")
-        check_decode(max(self._lengths) + 1, self.config, self.limits)
+        needed = max(self._lengths) + 1
+        check_decode(needed, self.config, self.limits)
+        if needed > held.max_len:
+            held = self._grown(held, needed)
         if held.graph is None and self.options.graphs:
             self._capture(held)
         if held.graph is not None:
@@ -221,7 +245,7 @@ class CudaSession:
     @torch.inference_mode()
     def fill_randomly(self, batch: int, length: int) -> None:
         """The state after ``batch`` prompts of ``length`` tokens that nobody read: for timing :meth:`decode_greedy`."""
-        held = self._room_for(batch)
+        held = self._room_for(batch, self.max_len)
         for cache in held.caches:
             for tensor in (cache.key, cache.value):
                 _randomize(tensor[:, :, :length])
@@ -249,15 +273,43 @@ class CudaSession:
         self._decoding, self._lengths, self.limits = None, [], limits
         self.max_len = sequence_limit(self.config, limits)
 
-    def _room_for(self, batch: int) -> _Decoding:
-        """The state of this batch's bucket. Only one bucket's is kept: caches are most of the memory."""
+    def _room_for(self, batch: int, needed: int) -> Decoding:
+        """The state of this batch's bucket, with room for so many tokens of a row, or as many as there may be.
+
+        Only one bucket's is kept: caches are most of the memory.
+        """
         bucket = min(bucket_of(batch), self.limits.max_batch_size)
-        if self._decoding is None or self._decoding.bucket != bucket:
+        needed = min(-(-needed // ROOM) * ROOM, self.max_len)
+        if self._decoding is None or self._decoding.bucket != bucket or self._decoding.max_len < needed:
             self._decoding = None
             ids = torch.zeros(bucket, dtype=torch.int64, device=self.device)
             start = torch.zeros(bucket, dtype=torch.int32, device=self.device)
-            self._decoding = _Decoding(self._new_caches(bucket, self.max_len), ids, start)
+            self._decoding = self._ready(Decoding(self._allocated(bucket, needed), ids, start))
         return self._decoding
+
+    def _grown(self, held: Decoding, needed: int) -> Decoding:
+        """The same state with twice the room, as far as there may be; its step is captured anew."""
+        caches = self._allocated(held.bucket, min(max(needed, 2 * held.max_len), self.max_len))
+        for old, new in zip(held.caches, caches, strict=True):
+            new.key[:, :, : held.max_len] = old.key
+            new.value[:, :, : held.max_len] = old.value
+        self._decoding = self._ready(Decoding(caches, held.ids, held.start))
+        return self._decoding
+
+    def _ready(self, held: Decoding) -> Decoding:
+        if self.options.one_kernel:
+            held.kernel = decode_step(self.model, self.ops, held.caches, (held.ids, held.start))
+        return held
+
+    def _allocated(self, bucket: int, rows: int) -> list[LayerCache[Tensor]]:
+        try:
+            return self._new_caches(bucket, rows)
+        except torch.cuda.OutOfMemoryError as error:
+            size = self.kv_bytes_per_token * bucket * rows
+            raise LimitError(
+                f"a KV cache of {bucket} x {rows} tokens takes {size / 1e9:.1f} GB, which the GPU does not have free",
+                fix="run fewer prompts at once, or shorter ones, or convert with an INT8 KV cache",
+            ) from error
 
     def _from_scratch(self, ids: Tensor, caches: list[LayerCache[Tensor]], last_token: Tensor | None) -> Tensor:
         """Logits ``[batch, 1 or seq, vocab]`` of rows that all begin at position 0."""
@@ -274,8 +326,12 @@ class CudaSession:
         assert logits is not None
         return logits
 
-    def _step(self, held: _Decoding) -> None:
+    def _step(self, held: Decoding) -> None:
         """One decoding step of the whole bucket; rows beyond the batch compute what nobody reads."""
+        if held.kernel is not None:
+            held.kernel()
+            held.logits = held.kernel.logits
+            return
         ids = held.ids[:, None]
         output = self.model.forward(self.ops, Step(ids, ids, held.start), held.caches)
         assert output.logits is not None
@@ -283,7 +339,7 @@ class CudaSession:
         held.ids.copy_(held.logits.argmax(-1))
         held.start.add_(1)
 
-    def _capture(self, held: _Decoding) -> None:
+    def _capture(self, held: Decoding) -> None:
         """Run a step once, so that its kernels are compiled, undo it, and record it."""
         ids, start = held.ids.clone(), held.start.clone()
         stream: Any = torch.cuda.Stream
@@ -297,13 +353,9 @@ class CudaSession:
         held.start.copy_(start)
         torch.cuda.synchronize()
         held.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(held.graph):
+        # Of this thread alone: in a notebook another one may allocate memory meanwhile.
+        with torch.cuda.graph(held.graph, capture_error_mode="thread_local"):
             self._step(held)
-
-
-def bucket_of(batch: int) -> int:
-    """The batch that a graph is captured for: powers of two up to 8, then multiples of 8."""
-    return 1 << (batch - 1).bit_length() if batch <= 8 else -(-batch // 8) * 8
 
 
 def _randomize(tensor: Tensor) -> None:

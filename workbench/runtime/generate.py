@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.runtime.limits import check_ids, check_output_len, check_prompts
 from workbench.runtime.sampling import GREEDY, Sampler, SamplingOptions
-from workbench.runtime.session import Session
+from workbench.runtime.session import Session, TokenSession
 
 TokenSink = Callable[[int, int], bool | None]
 
@@ -73,12 +73,14 @@ def generate(
     check_prompts(prompts, session.config, session.limits)
     check_output_len(max(map(len, prompts)), max_output_len, session.config, session.limits)
     ends = set(session.config.eos_token_ids if eos_token_ids is None else eos_token_ids)
-    sampler = Sampler(sampling, prompts)
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
-    logits = session.prefill(prompts)
-    while running:
-        chosen = sampler.choose(logits)
+    if isinstance(session, TokenSession) and not isinstance(on_token, ChoiceSink):
+        steps: Iterator[tuple[list[int], Tensor | None]]
+        steps = ((chosen, None) for chosen in session.tokens(prompts, sampling, max_output_len))
+    else:
+        steps = _steps(session, prompts, sampling)
+    for chosen, logits in steps:
         for row in sorted(running):
             if chosen[row] in ends:
                 running.discard(row)
@@ -87,10 +89,22 @@ def generate(
             stopped = on_token is not None and _tell(on_token, row, chosen[row], logits)
             if stopped or len(rows[row]) == max_output_len:
                 running.discard(row)
-        if running:
-            # Rows that have ended are computed along: every row keeps its place in the batch.
-            logits = session.decode(torch.tensor(chosen))
+        if not running:
+            break
     return rows
+
+
+def _steps(
+    session: Session, prompts: Sequence[Sequence[int]], sampling: SamplingOptions
+) -> Iterator[tuple[list[int], Tensor | None]]:
+    """A token for every row and the logits that it was chosen from, for as long as somebody asks."""
+    sampler = Sampler(sampling, prompts)
+    logits = session.prefill(prompts)
+    while True:
+        chosen = sampler.choose(logits)
+        yield chosen, logits
+        # Rows that have ended are computed along: every row keeps its place in the batch.
+        logits = session.decode(torch.tensor(chosen))
 
 
 def follow(
@@ -136,7 +150,8 @@ def token_choice(logits: Tensor, token: int, top: int) -> TokenChoice:
     return TokenChoice(token, float(logprobs[token]), tuple(pairs))
 
 
-def _tell(sink: TokenSink | ChoiceSink, row: int, token: int, logits: Tensor) -> bool:
+def _tell(sink: TokenSink | ChoiceSink, row: int, token: int, logits: Tensor | None) -> bool:
     if isinstance(sink, ChoiceSink):
+        assert logits is not None
         return bool(sink.tell(row, token_choice(logits[row], token, sink.top)))
     return bool(sink(row, token))

@@ -21,11 +21,21 @@ from workbench.errors import WorkbenchError
 if TYPE_CHECKING:
     import numpy as np
 
-_NO_NUMBERS = "the model's logits are no numbers (NaN or infinite)"
-
 
 class SamplingError(WorkbenchError):
     """Sampling options without a meaning, or logits that nothing can be drawn from."""
+
+
+def no_numbers() -> SamplingError:
+    """Of logits that are NaN or infinite."""
+    return SamplingError(
+        "the model's logits are no numbers (NaN or infinite)", fix="compare the checkpoint with its model"
+    )
+
+
+def no_token_left() -> SamplingError:
+    """Of bad words that every token would end."""
+    return SamplingError("the bad words leave no token to go on with", fix="take some of them out")
 
 
 def _require(name: str, value: object, fine: bool, allowed: str) -> None:
@@ -102,12 +112,7 @@ class Sampler:
         self.options = options
         self._prompts = [list(map(int, prompt)) for prompt in prompts]
         self._rows: list[list[int]] = [[] for _ in prompts]
-        seen: Counter[tuple[int, ...]] = Counter()
-        self._random: list[np.random.Generator] = []
-        for prompt in self._prompts:
-            if not options.greedy:
-                self._random.append(_generator(options.random_seed, prompt, seen[tuple(prompt)]))
-            seen[tuple(prompt)] += 1
+        self._random = [] if options.greedy else _generators(options.random_seed, self._prompts)
 
     def choose(self, logits: Tensor) -> list[int]:
         """One token id for every row, which is remembered as said.
@@ -122,7 +127,7 @@ class Sampler:
             logits = self._penalized(logits)
         largest, most_probable = logits.max(-1)
         if bool((largest.isnan() | (largest == torch.inf)).any()):
-            raise SamplingError(_NO_NUMBERS, fix="compare the checkpoint with its model")
+            raise no_numbers()
         chosen: list[int] = most_probable.tolist() if self.options.greedy else self._drawn(logits)
         for row, token in zip(self._rows, chosen, strict=True):
             row.append(token)
@@ -160,7 +165,7 @@ def penalized(logits: Tensor, prompt: Sequence[int], output: Sequence[int], opti
         if word[-1] < logits.shape[0] and start >= 0 and tuple(said[start:]) == word[:-1]:
             logits[word[-1]] = float("-inf")
     if options.bad_words and bool((logits == float("-inf")).all()):
-        raise SamplingError("the bad words leave no token to go on with", fix="take some of them out")
+        raise no_token_left()
     return logits
 
 
@@ -182,7 +187,7 @@ def candidates(logits: Tensor, options: SamplingOptions) -> tuple[Tensor, Tensor
     """
     largest = logits.amax()
     if not bool(largest.isfinite()):
-        raise SamplingError(_NO_NUMBERS, fix="compare the checkpoint with its model")
+        raise no_numbers()
     ids = torch.arange(logits.shape[0], device=logits.device)
     if 0 < options.top_k < logits.shape[0]:
         ids = (logits >= logits.topk(options.top_k).values[-1]).nonzero()[:, 0]
@@ -212,6 +217,23 @@ def _draw(ids: Tensor, probabilities: Tensor, uniform: float) -> int:
     # Of the sum as it was rounded: a number below 1 then always falls on a token.
     place = int(torch.searchsorted(sums, uniform * sums[-1], right=True))
     return int(ids[min(place, len(ids) - 1)])
+
+
+def uniform_numbers(options: SamplingOptions, prompts: Sequence[Sequence[int]], steps: int) -> Tensor:
+    """What a :class:`Sampler` would draw with in its first steps: float64 ``[steps, rows]``, from 0 up to 1."""
+    rows = [generator.random(steps) for generator in _generators(options.random_seed, prompts)]
+    return torch.stack([torch.from_numpy(row) for row in rows], dim=1)
+
+
+def _generators(seed: int, prompts: Sequence[Sequence[int]]) -> list[np.random.Generator]:
+    """A generator for each row; the second of equal prompts has another than the first."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    generators = []
+    for prompt in prompts:
+        key = tuple(map(int, prompt))
+        generators.append(_generator(seed, key, seen[key]))
+        seen[key] += 1
+    return generators
 
 
 def _generator(seed: int, prompt: Sequence[int], occurrence: int) -> np.random.Generator:

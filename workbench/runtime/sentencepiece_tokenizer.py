@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import CheckpointError
 from workbench.runtime import sentencepiece_model
-from workbench.runtime.special_tokens import TokenSettings, read_token_settings
+from workbench.runtime.special_tokens import ADDED_FILE, CONFIG_FILE, TokenSettings, read_token_settings
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -60,6 +60,14 @@ class SentencePieceTokenizer:
                 raise
             reason = " ".join(str(error).split()) or "not a SentencePiece model"
             raise CheckpointError(f"{path} cannot be read ({reason[:200]})", fix="copy it again") from error
+        for role in ("bos_token", "eos_token"):
+            text = settings.roles.get(role)
+            if text is not None and tokenizer.convert_tokens_to_ids(text) is None:
+                raise CheckpointError(
+                    f"{folder}: {role} is {text[:80]!r}, which has no id",
+                    allowed=f"a token of {MODEL_FILE}, {ADDED_FILE} or {CONFIG_FILE}'s added_tokens_decoder",
+                    fix="copy the folder's tokenizer files again, all of them",
+                )
         return tokenizer
 
     def __len__(self) -> int:

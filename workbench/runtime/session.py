@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from workbench.runtime.limits import check_decode, check_ids, check_positions, c
 
 if TYPE_CHECKING:
     from workbench.checkpoint.unified import Checkpoint
+    from workbench.runtime.sampling import SamplingOptions
 
 OP_SETS: dict[str, type[TorchOps]] = {"cpu": CpuOps, "torch": TorchOps}
 
@@ -34,7 +35,7 @@ class Session(Protocol):
     Attributes:
         config: the model's sizes.
         limits: what it was made for; requests beyond are refused.
-        backend: what runs it: "torch", "cpu" or "tensorrt".
+        backend: what runs it: "torch", "cpu", "triton" or "tensorrt".
     """
 
     @property
@@ -67,6 +68,26 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give memory back; the session is of no use afterwards."""
+        ...
+
+
+@runtime_checkable
+class TokenSession(Session, Protocol):
+    """A session that also chooses tokens itself, where its logits are."""
+
+    def tokens(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, max_output_len: int
+    ) -> Iterator[list[int]]:
+        """As :meth:`prefill`, then token after token for every row, as a sampler on the host would choose them.
+
+        Yields:
+            A token for each row, ``max_output_len`` times at most. The step after may be under way by then, so no other
+            call of the session may come between.
+
+        Raises:
+            LimitError: as :meth:`prefill` and :meth:`decode`.
+            SamplingError: logits are NaN or infinite, or bad words leave no token.
+        """
         ...
 
 

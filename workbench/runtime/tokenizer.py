@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from workbench.errors import CheckpointError
+from workbench.errors import CheckpointError, no_folder
 
 JSON_FILE = "tokenizer.json"
 
@@ -69,7 +69,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> To
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"tokenizer folder {folder} does not exist", fix="give the model's folder")
+        raise CheckpointError(f"tokenizer folder {no_folder(folder)}", fix="give the model's folder")
     if trust_remote_code:
         warnings.warn(f"running the Python code of the tokenizer in {folder}, as trust_remote_code asks", stacklevel=2)
         return _from_transformers(folder, trust_remote_code=True)
@@ -82,6 +82,26 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> To
         allowed="a folder with one of them (and tokenizer_config.json)",
         fix="give the folder of a complete Hugging Face model, or where the command has it --tokenizer_dir",
     )
+
+
+def check_special_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a tokenizer that would begin or end texts with tokens that the model does not have.
+
+    Args:
+        tokenizer: any.
+        vocab_size: of the model; ids are below it.
+
+    Raises:
+        CheckpointError: ``bos_token`` or ``eos_token`` has a larger id.
+    """
+    named = {"bos_token": tokenizer.bos_token_id, "eos_token": tokenizer.eos_token_id}
+    for role, number in named.items():
+        if number is not None and number >= vocab_size:
+            raise CheckpointError(
+                f"the tokenizer's {role} {getattr(tokenizer, role)!r} has the id {number}",
+                allowed=f"ids of the model's vocabulary, 0 to {vocab_size - 1}",
+                fix="give the tokenizer of this model",
+            )
 
 
 def special_ids(tokenizer: Tokenizer) -> Mapping[str, int]:

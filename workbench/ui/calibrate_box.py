@@ -10,7 +10,9 @@ import ipywidgets
 from workbench.bench.bench import QUICK_LOOK, Bench, CalibrationRequest
 from workbench.bench.job import Job
 from workbench.errors import RecipeError
+from workbench.quantization.texts import BUILT_IN
 from workbench.ui.job_panel import JobPanel
+from workbench.ui.limited_number import POSITIONS, LimitedInt
 from workbench.ui.panel import Panel, from_user, shows_errors
 from workbench.ui.widget_tree import put
 
@@ -33,7 +35,7 @@ class CalibrateBox(Panel):
         self.job: Job | None = None
         longest = bench.config.max_position_embeddings
         self.data = ipywidgets.Dropdown(
-            options=[("built-in English text", "built-in"), ("a file or a dataset", "named")],
+            options=[(BUILT_IN, "built-in"), ("a file or a dataset", "named")],
             description="Text to calibrate on",
             style=_WIDE,
             layout={"width": "300px"},
@@ -52,18 +54,12 @@ class CalibrateBox(Panel):
             layout={"width": "290px", "display": "none"},
             continuous_update=False,
         )
-        self.samples = ipywidgets.BoundedIntText(
-            value=CalibrationRequest.samples, min=1, max=100_000, description="Windows", style=_WIDE
+        amount: dict[str, Any] = {"style": _WIDE, "layout": {"width": "190px"}}
+        self.samples = LimitedInt(CalibrationRequest.samples, 1, 100_000, description="Windows", **amount)
+        least = min(8, longest)
+        self.length = LimitedInt(
+            min(CalibrationRequest.length, longest), least, longest, POSITIONS, description="Tokens in each", **amount
         )
-        self.length = ipywidgets.BoundedIntText(
-            value=min(CalibrationRequest.length, longest),
-            min=8,
-            max=longest,
-            description="Tokens in each",
-            style=_WIDE,
-        )
-        for each in (self.samples, self.length):
-            each.layout.width = "190px"
         self.button = ipywidgets.Button(
             description="Calibrate",
             icon="play",
@@ -73,7 +69,7 @@ class CalibrateBox(Panel):
         self.cached = ipywidgets.Dropdown(description="In the cache", style=_WIDE, layout={"width": "420px"})
         self._place = ipywidgets.VBox()
         row = {"flex_flow": "row wrap"}
-        asked = ipywidgets.HBox([self.data, self.samples, self.length, self.button], layout=row)
+        asked = ipywidgets.HBox([self.data, self.samples.row, self.length.row, self.button], layout=row)
         super().__init__(
             [asked, ipywidgets.HBox([self.name, self.column], layout=row), self.cached, self._place], "wb-calibrate"
         )

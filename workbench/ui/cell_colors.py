@@ -56,6 +56,12 @@ class ColoredCells:
     worst: float | None
 
 
+def badness(values: NDArray[np.float64], view: MetricView) -> NDArray[np.float64]:
+    """Numbers that are larger where a value is worse; what is no number is the worst of all, or NaN where missing."""
+    result = view.sign * (1 - values if view.from_one else values)
+    return result if view.nan_is_missing else np.where(np.isnan(result), np.inf, result)
+
+
 def color_cells(values: NDArray[np.float64], view: MetricView) -> ColoredCells:
     """Colours of a table of values; exact cells are grey, cells that are not finite red."""
     badness = view.sign * (1 - values if view.from_one else values)

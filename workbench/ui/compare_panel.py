@@ -17,6 +17,7 @@ from workbench.evaluation.layer_diff import LayerDiff
 from workbench.progress import Reporter
 from workbench.ui.job_panel import JobPanel
 from workbench.ui.layer_diff_panel import LayerDiffPanel
+from workbench.ui.limited_number import POSITIONS, LimitedInt
 from workbench.ui.model_chooser import ModelChooser
 from workbench.ui.panel import Panel, shows_errors
 
@@ -57,12 +58,17 @@ class ComparePanel(Panel):
         self.reference = ModelChooser(bench, "Reference", reference)
         self.candidate = ModelChooser(bench, "Candidate", candidate)
         words: dict[str, Any] = {"style": {"description_width": "initial"}, "layout": {"width": "180px"}}
-        self.windows = ipywidgets.BoundedIntText(
-            ComparisonRequest.windows, min=1, max=64, description="Windows", tooltip="windows of held-out text", **words
+        self.windows = LimitedInt(
+            ComparisonRequest.windows,
+            1,
+            64,
+            description="Windows",
+            tooltip="windows of the built-in text's test part",
+            **words,
         )
         longest = bench.config.max_position_embeddings
-        self.length = ipywidgets.BoundedIntText(
-            min(ComparisonRequest.length, longest), min=2, max=longest, description="Tokens in each", **words
+        self.length = LimitedInt(
+            min(ComparisonRequest.length, longest), 2, longest, POSITIONS, description="Tokens in each", **words
         )
         self.job = Job("compare", self._work, bench.jobs)
         self._job_panel = JobPanel(self.job)
@@ -70,7 +76,7 @@ class ComparePanel(Panel):
         self._note = ipywidgets.HTML()
         self._place = ipywidgets.VBox([ipywidgets.HTML(_NOTHING_YET)])
         self._diff_panel: LayerDiffPanel | None = None
-        amounts = ipywidgets.HBox([self.windows, self.length], layout={"flex_flow": "row wrap"})
+        amounts = ipywidgets.HBox([self.windows.row, self.length.row], layout={"flex_flow": "row wrap"})
         choices = ipywidgets.HBox([self.reference, self.candidate], layout={"flex_flow": "row wrap"})
         super().__init__([choices, amounts, self._job_panel, self._note, self._place], "wb-compare")
         self.watch(self.job, self._on_job, "state")

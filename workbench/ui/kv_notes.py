@@ -110,7 +110,7 @@ def what_is_missing(state: BenchState) -> str:
     if state.calibration is None:
         return _line("<b>Nothing to show:</b> give the panel a study, <code>KVScalesPanel(study)</code>.")
     if isinstance(state, Bench):
-        return _line("<b>No errors yet:</b> what attention reads is collected on held-out text first.")
+        return _line("<b>No errors yet:</b> what attention reads is collected on the built-in text first.")
     return _line("<b>No errors to show:</b> give the panel a study, or assign one to <code>state.kv_study</code>.")
 
 

@@ -13,6 +13,7 @@ from workbench.ui.chart_view import ChartView
 from workbench.ui.kv_charts import GRANULARITIES
 from workbench.ui.kv_maps import KVMaps
 from workbench.ui.kv_study_box import KVStudyBox
+from workbench.ui.limited_number import LimitedFloat
 
 _WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 8px"}
 _WIDE = {"description_width": "initial"}
@@ -55,13 +56,13 @@ class KVView:
             style=_WIDE,
             layout={"width": "560px"},
         )
-        self.field = ipywidgets.BoundedFloatText(
+        self.field = LimitedFloat(
             100.0,
-            min=50.0,
-            max=100.0,
+            50.0,
+            100.0,
             step=0.001,
             description="Percentile in figures",
-            tooltip="the same, 50 to 100 %",
+            tooltip="the same in percent",
             layout={"width": "92px"},
         )
         self.field.add_class("wb-unseen-label")  # it stands beside the slider
@@ -92,7 +93,9 @@ class KVView:
 
     def above(self, history: Any) -> list[Any]:
         """From the top down to where the status line stands."""
-        percentile = ipywidgets.HBox([self.slider, self.field, ipywidgets.Label("%"), history], layout=_WRAP)
+        percentile = ipywidgets.HBox(
+            [self.slider, self.field, ipywidgets.Label("%"), self.field.note, history], layout=_WRAP
+        )
         self.controls = ipywidgets.VBox([self.stored, percentile, self.choice_note, self.memory])
         return [self.heading, self.controls, self.missing, self.study]
 

@@ -22,7 +22,7 @@ from workbench.evaluation.layer_diff import LayerDiff
 from workbench.model.taps import layer_tap, split_tap
 from workbench.progress import Reporter
 from workbench.recipe import SITES
-from workbench.ui.cell_colors import METRIC_VIEWS, ColoredCells, MetricView, color_cells, scale_gradient
+from workbench.ui.cell_colors import METRIC_VIEWS, ColoredCells, MetricView, badness, color_cells, scale_gradient
 from workbench.ui.chart import draw
 from workbench.ui.chart_view import ChartView
 from workbench.ui.heat_map import HeatMap
@@ -64,6 +64,12 @@ class LayerDiffPanel(Panel):
         self._names.observe(self._on_name, "value")
         self._map.observe(self._on_cell, "selected")
         self._depth.observe(self._on_depth, "selected")
+        for button, move in (
+            (self._worst, self._on_worst),
+            (self._next_worst, self._on_next_worst),
+            (self._first, self._on_first),
+        ):
+            button.on_click(move)
         if state is not None:
             self.watch(state, self._on_state, "selected")
         self.diff = diff
@@ -76,6 +82,14 @@ class LayerDiffPanel(Panel):
             options=[(view.label, name) for name, view in METRIC_VIEWS.items()], description="Map shows", **words
         )
         self._names = ipywidgets.Dropdown(description="Tap", **words)
+        self._worst, self._next_worst, self._first = (
+            ipywidgets.Button(description=name, tooltip=words, layout={"width": "auto"})
+            for name, words in (
+                ("Worst", "the tap that is worst by what the map shows"),
+                ("Next worst", "the tap that is next worse after this one"),
+                ("First divergence", "where the models part: the first tap beyond rounding"),
+            )
+        )
         self._values, self._errors = ChartView(clickable=False), ChartView(clickable=False)
         self._tokens, self._job_place = TokenErrorBox(), ipywidgets.VBox()
         named = {"wb-depth": self._depth, "wb-map": self._map, "wb-metrics": self._metrics, "wb-tap": self._words}
@@ -105,7 +119,8 @@ class LayerDiffPanel(Panel):
 
     def _laid_out(self) -> list[ipywidgets.Widget]:
         wrap = {"flex_flow": "row wrap"}
-        head = ipywidgets.HBox([self._metrics, self._names, self._scale], layout=wrap)
+        jumps = [self._worst, self._next_worst, self._first]
+        head = ipywidgets.HBox([self._metrics, self._names, *jumps, self._scale], layout=wrap)
         closeup = ipywidgets.HBox([self._values, self._errors], layout=wrap)
         return [
             self._title,
@@ -137,6 +152,13 @@ class LayerDiffPanel(Panel):
     def description(self) -> str:
         """The chosen tap's measures in words, with their markup."""
         return str(self._words.value)
+
+    @property
+    def ranked(self) -> list[str]:
+        """All taps, the worst first by the metric that the map shows; equal ones from the first layer on."""
+        frame, view = self.diff.frame, METRIC_VIEWS[self.metric]
+        order = np.argsort(-badness(frame[self.metric].to_numpy(dtype=np.float64), view), kind="stable")
+        return [str(frame["tap"].iloc[int(place)]) for place in order]
 
     @property
     def worst_tokens(self) -> pd.DataFrame:
@@ -200,6 +222,20 @@ class LayerDiffPanel(Panel):
         if tap is not None:
             self.selected = tap
 
+    @from_user
+    def _on_worst(self, _button: Any) -> None:
+        self.selected = self.ranked[0]
+
+    @from_user
+    def _on_next_worst(self, _button: Any) -> None:
+        ranked = self.ranked
+        self.selected = ranked[min(ranked.index(self.selected) + 1, len(ranked) - 1)]
+
+    @from_user
+    def _on_first(self, _button: Any) -> None:
+        if self.diff.first_divergence is not None:
+            self.selected = self.diff.first_divergence
+
     @shows_errors
     def _on_state(self, change: Any) -> None:
         if change["new"] in set(self.diff.frame["tap"]):
@@ -216,6 +252,7 @@ class LayerDiffPanel(Panel):
             self._title.value = _title(diff)
             self._verdict.value = f'<div class="wb-line">{html.escape(diff.verdict)}</div>' if diff.verdict else ""
             self._depth.chart = depth_chart(diff)
+            self._first.disabled = diff.first_divergence is None
             if self._rerun is not None and not diff.verdict:
                 self._offer_rerun(self._rerun)
             if list(self._names.options) != taps:
@@ -233,6 +270,7 @@ class LayerDiffPanel(Panel):
     def _metric_changed(self, _change: Any) -> None:
         with self.showing():
             self._metrics.value = self.metric
+            self._next_worst.disabled = self.ranked[-1] == self.selected
             self._draw_map()
 
     @traitlets.observe("selected")
@@ -249,6 +287,7 @@ class LayerDiffPanel(Panel):
             self._values.chart, self._errors.chart = values, errors
             self._words.value = f'<div class="wb-line">{self._describe(tap)}</div>'
             self._names.value = tap
+            self._next_worst.disabled = self.ranked[-1] == tap
             self._map.selected = self._cell_of(tap)
             self._depth.selected = place_in_depth(diff, tap)
             self._tokens.show(diff, tap)

@@ -23,6 +23,7 @@ from workbench.progress import Reporter
 from workbench.runtime.tokenizer import offers_chat_template
 from workbench.ui.chart import Axis, Chart, Line, Rule, draw
 from workbench.ui.job_panel import JobPanel
+from workbench.ui.limited_number import POSITIONS, LimitedInt
 from workbench.ui.model_chooser import ModelChooser
 from workbench.ui.panel import Panel, from_user, shows_errors
 from workbench.ui.playground_marks import (
@@ -33,8 +34,10 @@ from workbench.ui.playground_marks import (
     summary,
 )
 from workbench.ui.token_text import TokenText
+from workbench.ui.widget_tree import close_tree
 
 UPDATES_PER_SECOND = 6
+_NAMES = ("First", "Second", "Third")
 # A tooltip may reach out of its column.
 _UNCUT = {"overflow": "visible"}
 ANSWERS, ALONG = "their own answers", "along the first answer"
@@ -160,15 +163,24 @@ class PlaygroundPanel(Panel):
             layout={"width": "auto"},
         )
         longest = bench.config.max_position_embeddings
-        self.max_tokens = ipywidgets.BoundedIntText(
-            min(64, longest - 1), min=1, max=longest, description="Most new tokens", layout={"width": "200px"}, **words
+        self.max_tokens = LimitedInt(
+            max(1, min(64, longest - 1)),
+            1,
+            longest,
+            POSITIONS,
+            description="Most new tokens",
+            layout={"width": "200px"},
+            **words,
         )
-        names = ("First", "Second", "Third")
-        self.choosers = [ModelChooser(bench, name, choice) for name, choice in zip(names, chosen, strict=False)]
+        self.choosers = [ModelChooser(bench, name, choice) for name, choice in zip(_NAMES, chosen, strict=False)]
         self._more = ipywidgets.Button(
             description="one more model", icon="plus", tooltip="compare three", layout={"width": "auto"}
         )
         self._more.on_click(self._on_more)
+        self._fewer = ipywidgets.Button(
+            description="one model less", icon="minus", tooltip="take the third model out", layout={"width": "auto"}
+        )
+        self._fewer.on_click(self._on_fewer)
         self.chat.observe(self._on_chat, "value")
         self.system.disabled = not self.chat.value
 
@@ -176,12 +188,13 @@ class PlaygroundPanel(Panel):
         wrap = {"flex_flow": "row wrap"}
         self._models = ipywidgets.HBox(layout=wrap)
         self._lay_out_models()
-        options = ipywidgets.HBox([self.chat, self.max_tokens], layout=wrap)
+        options = ipywidgets.HBox([self.chat, self.max_tokens.row], layout=wrap)
         return [self.prompt, self.system, options, self._models]
 
     def _lay_out_models(self) -> None:
-        more = [self._more] if len(self.choosers) < KEPT_OPEN else []
-        self._models.children = (*self.choosers, *more)
+        room = len(self.choosers) < KEPT_OPEN
+        self._more.layout.display, self._fewer.layout.display = ("", "none") if room else ("none", "")
+        self._models.children = (*self.choosers, self._more, self._fewer)
 
     # ---- what a user goes on with in code
 
@@ -241,8 +254,14 @@ class PlaygroundPanel(Panel):
 
     @from_user
     def _on_more(self, _button: Any) -> None:
-        self.choosers.append(ModelChooser(self.bench, "Third", None))
+        self.choosers.append(ModelChooser(self.bench, _NAMES[len(self.choosers)], None))
         self._lay_out_models()
+
+    @from_user
+    def _on_fewer(self, _button: Any) -> None:
+        taken = self.choosers.pop()
+        self._lay_out_models()
+        close_tree(taken)
 
     @from_user
     def _on_view(self, _change: Any) -> None:

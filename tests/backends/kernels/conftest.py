@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+
+from tests.triton_interpreter import let_the_interpreter_count
 
 
 @pytest.fixture
@@ -28,18 +29,5 @@ def triton_device() -> str:
         return "cuda"
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1 for Triton's interpreter")
-    _let_the_interpreter_count()
+    let_the_interpreter_count()
     return "cpu"
-
-
-def _let_the_interpreter_count() -> None:
-    """Triton 3.6 takes ``int`` of arrays with one element in ``range``; numpy 2.4 no longer allows it."""
-    from triton.runtime import interpreter
-
-    original = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, *scope: Any) -> None:
-        original(tensor, *scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patched

@@ -12,7 +12,7 @@ from tests.tolerances import TOLERANCE, relative_l2
 
 pytest.importorskip("triton", reason="needs triton")
 
-from workbench.backends.kernels import attention
+from workbench.backends.kernels import attention, rope
 from workbench.backends.torch_ops import TorchOps
 from workbench.model.ops import AttentionSpec, LayerCache, NewRows, Step
 from workbench.model.rotary import RotaryTables
@@ -124,7 +124,7 @@ def test_rope_writes_what_the_oracle_writes(triton_device: str, sizes: Sizes) ->
     width = (sizes.heads + 2 * sizes.kv_heads) * sizes.dim
     qkv = torch.randn(3, seq, width, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
     _, key, value = _expected(qkv, step, cache, spec)
-    query, own_key, own_value = attention.rotate_and_write(qkv, step.positions, cache, spec)
+    query, own_key, own_value = rope.rotate_and_write(qkv, step.positions, cache, spec)
     expected_query = TorchOps(HALF)._heads(qkv, step.positions, spec)[0].transpose(1, 2)
     assert relative_l2(query, expected_query) < TOLERANCE[HALF]["op"]
     _assert_rows(_written(cache.key, step, seq), key)
@@ -147,7 +147,7 @@ def test_pads_beyond_the_cache_are_dropped(triton_device: str) -> None:
     step = _step(torch.tensor([0, 0]), 6, triton_device)
     guard = cache.key.clone()
     qkv = torch.randn(2, 6, 96, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
-    attention.rotate_and_write(qkv, step.positions, cache, spec)
+    rope.rotate_and_write(qkv, step.positions, cache, spec)
     assert not torch.isnan(cache.key).any()
     assert guard.shape == cache.key.shape
 

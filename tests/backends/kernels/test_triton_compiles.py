@@ -18,7 +18,7 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from workbench.backends.kernels import attention, int8_gemm, rowwise
+from workbench.backends.kernels import attention, int8_gemm, rope, rowwise
 
 HEADS = dict(NUM_HEADS=8, KV_HEADS=2, DIM=64, PER_HEAD=True)
 DECODE = dict(**HEADS, GROUP=4, BLOCK=16, HALF=32, WIDTH=64, KEYS=64, SPLITS=4)
@@ -33,9 +33,10 @@ CASES = [
     (rowwise._quantize_kernel, dict(STATIC=False, BLOCK=1024), {}),
     (rowwise._swiglu_kernel, dict(BLOCK=1024), {}),
     (rowwise._rescale_kernel, dict(PER_ROW=True, HAS_BIAS=True, BLOCK=1024), {}),
-    (attention._rope_kernel, dict(**HEADS, BLOCK=16, HALF=32, INT8=True), {"*cache": "*i8"}),
-    (attention._decode_kernel, dict(**DECODE, INT8=False), {"*cache": "*fp16"}),
-    (attention._decode_kernel, dict(**DECODE | dict(GROUP=1, BLOCK=1), INT8=True), {"*cache": "*i8"}),
+    (rope._rope_kernel, dict(**HEADS, BLOCK=16, HALF=32, INT8=True), {"*cache": "*i8"}),
+    (attention._decode_kernel, dict(**DECODE, INT8=False, PERMUTE=False), {"*cache": "*fp16"}),
+    (attention._decode_kernel, dict(**DECODE, INT8=True, PERMUTE=True), {"*cache": "*i8"}),
+    (attention._decode_kernel, dict(**DECODE | dict(GROUP=1, BLOCK=1), INT8=True, PERMUTE=True), {"*cache": "*i8"}),
     (
         int8_gemm._int8_kernel,
         dict(STATIC=False, HAS_BIAS=True, GLU=True, TOKENS=64, ROWS=32, DEPTH=128),
@@ -46,7 +47,7 @@ def check(kernel, constants, types, architecture):
     names = kernel.arg_names
     overlap = {"PDL": architecture >= 90} if "PDL" in names else {}
     known = constants | overlap
-    scale = {"scale": "fp32"} if kernel in (attention._rope_kernel, attention._decode_kernel) else {}
+    scale = {"scale": "fp32"} if kernel in (rope._rope_kernel, attention._decode_kernel) else {}
     cache = {name: types["*cache"] for name in names if name.endswith("_cache") and "*cache" in types}
     given = TYPES | types | scale | cache
     signature = {name: "constexpr" if name in known else given.get(name, "*fp32") for name in names}
@@ -70,4 +71,4 @@ def test_every_kernel_compiles_for_every_architecture(tmp_path: Path) -> None:
         [sys.executable, "-c", SCRIPT, *ARCHITECTURES], env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "compiled 32" in done.stdout
+    assert "compiled 36" in done.stdout

@@ -6,6 +6,8 @@ import importlib.util
 
 from workbench.errors import BackendError
 
+LEAST_CAPABILITY = (8, 0)  # the first whose processors have the matrix instructions and asynchronous copies we use
+
 
 def require_gpu(what: str) -> None:
     """Refuse what needs these kernels on a machine that cannot run them; imports torch, but not Triton.
@@ -14,7 +16,7 @@ def require_gpu(what: str) -> None:
         what: is asked for, as the message should begin.
 
     Raises:
-        BackendError: torch finds no CUDA device, or Triton is not installed.
+        BackendError: torch finds no CUDA device, or one that is too old, or Triton or NVRTC is not installed.
     """
     import torch
 
@@ -22,3 +24,17 @@ def require_gpu(what: str) -> None:
         raise BackendError(f"{what}, but torch finds no CUDA GPU", fix="use the CPU, or a machine with a GPU")
     if importlib.util.find_spec("triton") is None:
         raise BackendError(f"{what}, but Triton is not installed", fix="pip install triton")
+    if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        major, minor = torch.cuda.get_device_capability()
+        raise BackendError(
+            f"{what}, but {torch.cuda.get_device_name()} has compute capability {major}.{minor}",
+            allowed="8.0 (A100) and newer",
+            fix="use the CPU, or a newer GPU",
+        )
+    from workbench.backends.kernels.nvrtc import find_nvrtc
+
+    if find_nvrtc() is None:
+        raise BackendError(
+            f"{what}, but NVRTC, CUDA's run-time compiler, was not found",
+            fix="install the CUDA build of torch, or `pip install nvidia-cuda-nvrtc`",
+        )

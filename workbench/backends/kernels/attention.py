@@ -1,4 +1,4 @@
-"""Triton kernels of attention: RoPE, the write into the cache, and decoding split over the sequence.
+"""Attention of decoding in Triton, split over the sequence, with RoPE and the write into the cache.
 
 Knows a cache ``[batch, kv_heads, max_len, head_dim]`` in the activations' dtype or INT8. Keys are cached after RoPE.
 """
@@ -6,91 +6,71 @@ Knows a cache ``[batch, kv_heads, max_len, head_dim]`` in the activations' dtype
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from workbench.backends.kernels.rope import cache_scales, cache_type, store_pair, turned
 from workbench.backends.kernels.rowwise import integers_of, launch_options, take_turn
 from workbench.model.ops import AttentionSpec, LayerCache
 
 KEYS = 64  # keys that a program of the decode kernel reads at once, at most
-LONG = 1024  # rows of a cache from which an INT8 program reads the most keys at once
-HEADS = 16  # heads that a program of the RoPE kernel turns at once
 PROGRAMS = 528  # four for each of an H100's 132 processors: what decoding is split into where the batch is small
 MAX_SPLITS = 32
 
 
 @triton.jit
-def _store_pair(pointer, low, high, mask, DIM: tl.constexpr):
-    """Both halves of heads of ``DIM`` values."""
-    tl.store(pointer, low, mask=mask)
-    tl.store(pointer + DIM // 2, high, mask=mask)
+def _floats_of(x):
+    """INT8 to float32 through its low mantissa bits, 2^23 + 128 + q: a conversion takes four times as long."""
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 biased;
+        xor.b32 biased, $4, 0x80808080;
+        prmt.b32 $0, biased, 0x4b000000, 0x7540;
+        prmt.b32 $1, biased, 0x4b000000, 0x7541;
+        prmt.b32 $2, biased, 0x4b000000, 0x7542;
+        prmt.b32 $3, biased, 0x4b000000, 0x7543;
+        sub.f32 $0, $0, 0f4B000080;
+        sub.f32 $1, $1, 0f4B000080;
+        sub.f32 $2, $2, 0f4B000080;
+        sub.f32 $3, $3, 0f4B000080;
+        }
+        """,
+        "=r,=r,=r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=4,
+    )  # fmt: skip
 
 
 @triton.jit
-def _turned(first, second, cos, sin):
-    """RoPE in float32."""
-    return first * cos - second * sin, second * cos + first * sin
+def _halves_of(x):
+    """INT8 to float16 through its low mantissa bits, 1024 + 128 + q."""
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 biased, offset;
+        mov.b32 offset, 0x64806480;
+        xor.b32 biased, $2, 0x80808080;
+        prmt.b32 $0, biased, 0x64646464, 0x4140;
+        prmt.b32 $1, biased, 0x64646464, 0x4342;
+        sub.f16x2 $0, $0, offset;
+        sub.f16x2 $1, $1, offset;
+        }
+        """,
+        "=r,=r,r", [x], dtype=tl.float16, is_pure=True, pack=4,
+    )  # fmt: skip
 
 
 @triton.jit
-def _rope_kernel(
-    qkv, positions, cos, sin, key_scale, value_scale, query, key_cache, value_cache, key, value, seq, max_len, scale,
-    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
-    INT8: tl.constexpr, PER_HEAD: tl.constexpr,
-):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    heads = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    pairs = tl.arange(0, HALF)
-    inside = pairs < DIM // 2
-    batch, step = token // seq, token % seq
-    position = tl.load(positions + token)
-    turn_cos = tl.load(cos + position * (DIM // 2) + pairs, mask=inside, other=0.0)[None, :]
-    turn_sin = tl.load(sin + position * (DIM // 2) + pairs, mask=inside, other=0.0)[None, :]
-    is_query = heads < NUM_HEADS
-    is_value = heads >= NUM_HEADS + KV_HEADS
-    mask = (heads < NUM_HEADS + 2 * KV_HEADS)[:, None] & inside[None, :]
-    source = qkv + (token * (NUM_HEADS + 2 * KV_HEADS) + heads[:, None]) * DIM + pairs[None, :]
-    first = tl.load(source, mask=mask, other=0.0)
-    second = tl.load(source + DIM // 2, mask=mask, other=0.0)
-    wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
-    factor = tl.where(is_query, scale, 1.0)[:, None]
-    low, high = _turned(wide_first, wide_second, turn_cos, turn_sin)
-    low = tl.where(is_value[:, None], wide_first, low * factor).to(first.dtype)
-    high = tl.where(is_value[:, None], wide_second, high * factor).to(first.dtype)
-
-    to_query = query + (token * NUM_HEADS + heads[:, None]) * DIM + pairs[None, :]
-    _store_pair(to_query, low, high, mask & is_query[:, None], DIM)
-
-    # A pad's row may lie beyond the cache; nothing reads it.
-    row = position
-    kv_head = tl.where(is_value, heads - NUM_HEADS - KV_HEADS, heads - NUM_HEADS)
-    cached = mask & (heads >= NUM_HEADS)[:, None] & (row < max_len)
-    to_cache = ((batch * KV_HEADS + kv_head[:, None]) * max_len + row) * DIM + pairs[None, :]
-    is_key_2d = cached & (heads < NUM_HEADS + KV_HEADS)[:, None]
-    is_value_2d = cached & is_value[:, None]
-    if INT8:
-        at = kv_head if PER_HEAD else kv_head * 0
-        real = heads < NUM_HEADS + 2 * KV_HEADS
-        is_key = (heads >= NUM_HEADS) & (heads < NUM_HEADS + KV_HEADS)
-        key_factor = tl.load(key_scale + at, mask=is_key, other=1.0)
-        value_factor = tl.load(value_scale + at, mask=real & is_value, other=1.0)
-        head_scale = tl.where(is_value, value_factor, key_factor)[:, None]
-        low_int = integers_of(low.to(tl.float32), head_scale)
-        high_int = integers_of(high.to(tl.float32), head_scale)
-        low = (low_int.to(tl.float32) * head_scale).to(first.dtype)
-        high = (high_int.to(tl.float32) * head_scale).to(first.dtype)
-        to_new = ((batch * KV_HEADS + kv_head[:, None]) * seq + step) * DIM + pairs[None, :]
-        _store_pair(key + to_new, low, high, is_key_2d, DIM)
-        _store_pair(value + to_new, low, high, is_value_2d, DIM)
-        _store_pair(key_cache + to_cache, low_int, high_int, is_key_2d, DIM)
-        _store_pair(value_cache + to_cache, low_int, high_int, is_value_2d, DIM)
+def _held(x, dtype: tl.constexpr, DOT: tl.constexpr, PERMUTE: tl.constexpr):
+    """What the cache holds as numbers to calculate with: of ``dtype`` for a dot product, else any that holds them."""
+    if PERMUTE and not DOT:
+        return _floats_of(x)
+    elif PERMUTE and dtype == tl.float16:
+        return _halves_of(x)
     else:
-        _store_pair(key_cache + to_cache, low, high, is_key_2d, DIM)
-        _store_pair(value_cache + to_cache, low, high, is_value_2d, DIM)
+        return x.to(dtype)
 
 
 @triton.jit
@@ -116,7 +96,7 @@ def _new_query(source, mask, cos, sin, scale, DIM: tl.constexpr):
     """Halves of the group's queries, scaled."""
     first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(source + DIM // 2, mask=mask, other=0.0).to(tl.float32)
-    low, high = _turned(first, second, cos[None, :], sin[None, :])
+    low, high = turned(first, second, cos[None, :], sin[None, :])
     return (low * scale).to(source.dtype.element_ty), (high * scale).to(source.dtype.element_ty)
 
 
@@ -126,15 +106,15 @@ def _new_key(source, target, cos, sin, factor, writes, pairs, has_pair, DIM: tl.
     dtype = source.dtype.element_ty
     first = tl.load(source + pairs, mask=has_pair, other=0.0).to(tl.float32)
     second = tl.load(source + DIM // 2 + pairs, mask=has_pair, other=0.0).to(tl.float32)
-    low, high = _turned(first, second, cos, sin)
+    low, high = turned(first, second, cos, sin)
     low, high = low.to(dtype), high.to(dtype)
     mask = has_pair & writes
     if INT8:
         low_int, high_int = integers_of(low.to(tl.float32), factor), integers_of(high.to(tl.float32), factor)
-        _store_pair(target + pairs, low_int, high_int, mask, DIM)
+        store_pair(target + pairs, low_int, high_int, mask, DIM)
         low, high = (low_int.to(tl.float32) * factor).to(dtype), (high_int.to(tl.float32) * factor).to(dtype)
     else:
-        _store_pair(target + pairs, low, high, mask, DIM)
+        store_pair(target + pairs, low, high, mask, DIM)
     return low, high
 
 
@@ -196,18 +176,18 @@ def _finish(
 @triton.jit
 def _over_held_rows(
     query_low, query_high, keys_at, values_at, factor, begin, end, largest, total, sums, pairs, columns,
-    DIM: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr,
+    DIM: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, PERMUTE: tl.constexpr,
 ):  # fmt: skip
     """Softmax so far (its largest score, its total and the weighted values) taken over rows ``begin .. end - 1``."""
-    dtype = query_low.dtype
+    dtype: tl.constexpr = query_low.dtype
     for key_row in range(begin, end, KEYS):
         rows = key_row + tl.arange(0, KEYS)
         held = rows < end
         at = rows.to(tl.int64)[:, None] * DIM
         pair_mask, column_mask = held[:, None] & (pairs < DIM // 2)[None, :], held[:, None] & (columns < DIM)[None, :]
-        low = tl.load(keys_at + at + pairs[None, :], mask=pair_mask, other=0).to(dtype)
-        high = tl.load(keys_at + at + DIM // 2 + pairs[None, :], mask=pair_mask, other=0).to(dtype)
-        values = tl.load(values_at + at + columns[None, :], mask=column_mask, other=0).to(dtype)
+        low = _held(tl.load(keys_at + at + pairs[None, :], mask=pair_mask, other=0), dtype, DOT, PERMUTE)
+        high = _held(tl.load(keys_at + at + DIM // 2 + pairs[None, :], mask=pair_mask, other=0), dtype, DOT, PERMUTE)
+        values = _held(tl.load(values_at + at + columns[None, :], mask=column_mask, other=0), dtype, DOT, PERMUTE)
         scores = (_scores(query_low, low, DOT) + _scores(query_high, high, DOT)) * factor
         scores = tl.where(held[None, :], scores, float("-inf"))
         newest = tl.maximum(largest, tl.max(scores, 1))
@@ -224,7 +204,7 @@ def _decode_kernel(
     qkv, start, cos, sin, key_cache, value_cache, key_scale, value_scale, context, partial, stats, arrived, max_len,
     scale, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
     HALF: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, INT8: tl.constexpr,
-    PER_HEAD: tl.constexpr, PDL: tl.constexpr,
+    PER_HEAD: tl.constexpr, PERMUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     batch, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
@@ -268,7 +248,7 @@ def _decode_kernel(
     end = tl.minimum(length, begin + tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS)
     largest, total, sums = _over_held_rows(
         query_low, query_high, key_cache + base, value_cache + base, key_factor, begin, end,
-        largest, total, sums, pairs, columns, DIM, KEYS, DOT,
+        largest, total, sums, pairs, columns, DIM, KEYS, DOT, PERMUTE,
     )  # fmt: skip
     if INT8:
         sums = sums * value_factor
@@ -276,37 +256,6 @@ def _decode_kernel(
     out_head = batch.to(tl.int64) * NUM_HEADS + head
     found = sums, largest, total
     _finish(context, partial, stats, arrived, found, out_head, columns, group < GROUP, split, DIM, SPLITS)
-
-
-def rotate_and_write(
-    qkv: Tensor, positions: Tensor, cache: LayerCache[Tensor], spec: AttentionSpec
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """RoPE on query and key; key and value go into the cache at their positions.
-
-    Args:
-        qkv: ``[batch, seq, (heads + 2 * kv_heads) * head_dim]``.
-        positions: int64 ``[batch, seq]``.
-        cache: written in place.
-        spec: heads, tables on the device, and scales of an INT8 cache.
-
-    Returns:
-        Query ``[batch, seq, heads, head_dim]``, scaled by ``head_dim ** -0.5``; for an INT8 cache also the key and the
-        value ``[batch, kv_heads, seq, head_dim]`` as the cache holds them, multiplied back.
-    """
-    batch, seq, _ = qkv.shape
-    query = torch.empty(batch, seq, spec.num_heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
-    key = value = None
-    if spec.kv_scales is not None:
-        shape = (batch, spec.num_kv_heads, seq, spec.head_dim)
-        key, value = (torch.empty(shape, dtype=qkv.dtype, device=qkv.device) for _ in range(2))
-    total = spec.num_heads + 2 * spec.num_kv_heads
-    _rope_kernel[(batch * seq, triton.cdiv(total, HEADS))](
-        qkv, positions, spec.rotary.cos, spec.rotary.sin, *_scales(spec), query, cache.key, cache.value, key, value,
-        seq, cache.key.shape[2], spec.head_dim**-0.5,
-        NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, BLOCK=HEADS,
-        HALF=triton.next_power_of_2(spec.head_dim // 2), **_int8(spec), num_warps=4,
-    )  # fmt: skip
-    return query, key, value
 
 
 def decode(
@@ -337,12 +286,13 @@ def decode(
     width = max(16, triton.next_power_of_2(spec.head_dim))
     keys, warps = decode_block(group, cache)
     _decode_kernel[(batch * spec.num_kv_heads, splits)](
-        qkv, start, spec.rotary.cos, spec.rotary.sin, cache.key, cache.value, *_scales(spec), context, partial, stats,
-        arrived, cache.key.shape[2], spec.head_dim**-0.5,
+        qkv, start, spec.rotary.cos, spec.rotary.sin, cache.key, cache.value, *cache_scales(spec), context, partial,
+        stats, arrived, cache.key.shape[2], spec.head_dim**-0.5,
         NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, GROUP=group,
         BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
         HALF=max(16, triton.next_power_of_2(spec.head_dim // 2)), WIDTH=width, KEYS=keys, SPLITS=splits,
-        **_int8(spec), PDL=overlap, **launch_options(overlap=overlap, num_warps=warps),
+        **cache_type(spec), PERMUTE=spec.kv_scales is not None and qkv.is_cuda,  # the interpreter knows no assembly
+        PDL=overlap, **launch_options(overlap=overlap, num_warps=warps),
     )  # fmt: skip
     return context
 
@@ -358,7 +308,7 @@ def decode_block(group: int, cache: LayerCache[Tensor]) -> tuple[int, int]:
     if group > 1:
         return KEYS, 4
     if cache.key.dtype == torch.int8:
-        return (KEYS, 2) if cache.key.shape[2] > LONG else (KEYS // 2, 1)
+        return KEYS, 1
     return KEYS // 2, 2
 
 
@@ -366,12 +316,3 @@ def split_count(programs: int, max_len: int) -> int:
     """Parts of the sequence, a power of two: enough programs for the GPU, no part shorter than one load of keys."""
     wanted = min(triton.cdiv(PROGRAMS, programs), triton.cdiv(max_len, KEYS), MAX_SPLITS)
     return 1 << (int(wanted).bit_length() - 1)
-
-
-def _scales(spec: AttentionSpec) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if spec.kv_scales is None else (spec.kv_scales.key, spec.kv_scales.value)
-
-
-def _int8(spec: AttentionSpec) -> dict[str, Any]:
-    scales = spec.kv_scales
-    return {"INT8": scales is not None, "PER_HEAD": scales is not None and scales.key.numel() > 1}

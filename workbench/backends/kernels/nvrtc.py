@@ -22,8 +22,11 @@ import torch
 from workbench.errors import BackendError
 
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+COOPERATIVE = 2  # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
 PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 DEFAULT_SHARED_BYTES = 48 << 10
+MAP_ALIGNMENT = 64
+MAP_BYTES, MAP_WORDS, MAP_SWIZZLE_128, MAP_L2_256 = 0, 2, 3, 3  # of the driver's CUtensorMap enumerations
 
 
 def cache_dir() -> Path:
@@ -165,12 +168,14 @@ class Launch:
         shared_bytes: dynamic shared memory of a block.
         overlap: start when the previous kernel on the stream triggers it (programmatic dependent launch, sm_90 on);
             the kernel itself waits before it reads what came before.
+        cooperative: all blocks must run at the same time, or the launch fails; not together with ``overlap``.
     """
 
     grid: tuple[int, int]
     threads: int
     shared_bytes: int = 0
     overlap: bool = False
+    cooperative: bool = False
 
 
 class Kernel:
@@ -190,17 +195,65 @@ class Kernel:
         if launch.shared_bytes > self._shared_bytes:
             _check_driver(_driver().cuFuncSetAttribute(self._function, MAX_DYNAMIC_SHARED, launch.shared_bytes))
             self._shared_bytes = launch.shared_bytes
-        attribute = _Attribute(id=PROGRAMMATIC_SERIALIZATION, value=1)
+        attribute = _Attribute(id=COOPERATIVE if launch.cooperative else PROGRAMMATIC_SERIALIZATION, value=1)
         config = _LaunchConfig(
             grid=(*launch.grid, 1),
             block=(launch.threads, 1, 1),
             shared_bytes=launch.shared_bytes,
             stream=torch.cuda.current_stream().cuda_stream,
             attributes=ctypes.pointer(attribute),
-            attribute_count=int(launch.overlap),
+            attribute_count=int(launch.overlap or launch.cooperative),
         )
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
         _check_driver(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, arguments, None))
+
+
+class TensorMap(ctypes.Structure):
+    """The driver's ``CUtensorMap``: how the bulk copy engine finds a box of a matrix (sm_90 on)."""
+
+    _fields_ = (("opaque", ctypes.c_uint64 * 16),)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A matrix of rows that follow each other, and the part of it that one bulk copy brings.
+
+    Attributes:
+        rows, row_bytes: of the matrix; ``row_bytes`` a multiple of 16.
+        box_rows, box_bytes: of the part; beyond the matrix it is zeros.
+        swizzled: rows of 128 bytes, whose 16-byte chunks are stored at ``chunk ^ (row % 8)``; counted in bytes.
+            Otherwise rows are counted in words of 4 bytes, 1024 bytes at most.
+    """
+
+    rows: int
+    row_bytes: int
+    box_rows: int
+    box_bytes: int
+    swizzled: bool
+
+
+def tensor_map(matrix: torch.Tensor, box: Box) -> TensorMap:
+    """A map of ``matrix``, whose storage holds the rows of ``box`` from its beginning."""
+    unit = 1 if box.swizzled else 4
+    raw = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + MAP_ALIGNMENT)
+    address = -(-ctypes.addressof(raw) // MAP_ALIGNMENT) * MAP_ALIGNMENT
+    _check_driver(
+        _driver().cuTensorMapEncodeTiled(
+            ctypes.c_void_p(address),
+            MAP_BYTES if box.swizzled else MAP_WORDS,
+            ctypes.c_uint32(2),
+            ctypes.c_void_p(matrix.data_ptr()),
+            (ctypes.c_uint64 * 2)(box.row_bytes // unit, box.rows),
+            (ctypes.c_uint64 * 1)(box.row_bytes),
+            (ctypes.c_uint32 * 2)(box.box_bytes // unit, box.box_rows),
+            (ctypes.c_uint32 * 2)(1, 1),
+            0,  # no interleaving
+            MAP_SWIZZLE_128 if box.swizzled else 0,
+            MAP_L2_256,
+            0,  # zeros beyond the matrix
+        )
+    )
+    return TensorMap.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(TensorMap)))
 
 
 def timer() -> torch.cuda.Event:

@@ -273,16 +273,13 @@ class SkinnyLinear:
         return y
 
     def _problem(self, x: Tensor, y: Tensor, column_scale: Tensor | None) -> _Problem:
-        def address(tensor: Tensor | None) -> int | None:
-            return None if tensor is None else tensor.data_ptr()
-
         return _Problem(
             weight=self.packed.data_ptr(),
             x=x.data_ptr(),
-            row_scale=address(self.row_scale),
-            group_scale=address(self.group_scale),
-            column_scale=address(column_scale),
-            bias=address(self.bias),
+            row_scale=address_of(self.row_scale),
+            group_scale=address_of(self.group_scale),
+            column_scale=address_of(column_scale),
+            bias=address_of(self.bias),
             y=y.data_ptr(),
             rows=self.rows,
             k=self.k,
@@ -290,6 +287,11 @@ class SkinnyLinear:
             steps_per_group=self.steps_per_group,
             column_scale_stride=0 if column_scale is None or column_scale.numel() == 1 else 1,
         )
+
+
+def address_of(tensor: Tensor | None) -> int | None:
+    """Of a tensor that a kernel may do without."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _add_norm(problem: _Problem, norm: NormInput) -> None:

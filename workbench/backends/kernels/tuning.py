@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linear
 from workbench.backends.kernels.nvrtc import cache_dir, timer, write_atomically
-from workbench.backends.kernels.rowwise import Quantized, add_rms_norm
+from workbench.backends.kernels.rowwise import Quantized, add_rms_norm, swiglu
 from workbench.backends.kernels.skinny_gemm import (
     MAX_SHARED_BYTES,
     WORKSPACE_SUMS,
@@ -217,12 +218,28 @@ def tune(
             found.append((timed_us(run, max(len(copies), 8)), tiles))
         return min(found)
 
+    rule = default_tiles(linear, columns, glu=glu)  # where rows are so few that no choice gives all processors work
+    choices = list(candidates(linear, columns, glu=glu)) or [rule or Tiles(2 if glu else 1, 1, 8, 1)]
     try:
-        _, tiles = fastest([replace(tiles, prefetch=4) for tiles in candidates(linear, columns, glu=glu)])
+        _, tiles = fastest([replace(tiles, prefetch=4) for tiles in choices])
         time_us, tiles = fastest([replace(tiles, prefetch=steps) for steps in (0, 2, 4, 8, 16)])
     finally:
         linear.packed = held
     return tiles, time_us
+
+
+def library_us(linear: SkinnyLinear, columns: int, *, glu: bool = False, overlap: bool = False) -> float:
+    """Time in microseconds of what stands in for :func:`tune`'s choice: the weight expanded, and cuBLAS's product."""
+    x = _random_input(linear, columns).norm
+
+    def run(_: int) -> None:
+        rows = add_rms_norm((x.x, x.residual, x.summed), x.weight, 1e-6, overlap=overlap)
+        weight = linear.packed if linear.kind is Kind.FLOAT16 else linear.expanded()
+        y = functional.linear(rows, weight, linear.bias)
+        if glu:
+            swiglu(y, overlap=overlap)
+
+    return timed_us(run, 8)
 
 
 @dataclass(frozen=True)

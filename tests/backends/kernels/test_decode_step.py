@@ -1,0 +1,233 @@
+"""A whole step in one kernel: its sizes and code without a GPU; with one, its logits beside the plain session's."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs triton")
+
+from tests.backends.kernels.test_skinny_gemm import needs_gpu, needs_nvrtc
+from tests.runtime.small_models import LIMITS, random_weights, small_config
+from tests.tolerances import TOLERANCE, relative_l2
+from workbench.backends.kernels import decode_step as kernels
+from workbench.backends.kernels.decode_step import (
+    CAPABILITY,
+    CHUNK_STEPS,
+    DecodeStep,
+    StepShape,
+    StepTuning,
+    options,
+    segment,
+    source,
+    splits,
+    why_not,
+)
+from workbench.backends.kernels.nvrtc import compile_cubin
+from workbench.backends.kernels.skinny_gemm import STEP, Kind
+from workbench.backends.triton_ops import TritonOps
+from workbench.model.config import ModelConfig
+from workbench.model.internlm import InternLM
+from workbench.model.ops import LayerCache
+from workbench.model.rotary import rotary_tables
+from workbench.model.weights import ModelWeights, SmoothQuantWeight
+from workbench.runtime.cuda_session import CudaOptions, CudaSession
+from workbench.runtime.persistent_decode import decode_step, step_model
+from workbench.runtime.session import SessionOptions, TorchSession
+
+HALF = torch.float16
+LARGEST_SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_120": 99 << 10}
+SHAPE_7B = StepShape(1, Kind.FLOAT16, Kind.FLOAT16, 1, 1, 4096, 11008, 32, 32, 128, 103168)
+
+
+def _is_new_enough() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= CAPABILITY
+
+
+needs_hopper = pytest.mark.skipif(not _is_new_enough(), reason="needs a GPU of compute capability 9.0")
+
+
+def _compiled(shape: StepShape, architecture: str = "sm_90", extra: str = "") -> bytes:
+    shared = LARGEST_SHARED[architecture] - kernels.STATIC_SHARED_BYTES
+    return compile_cubin(source() + extra, options(shape, StepTuning(), shared, 132), architecture)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", LARGEST_SHARED)
+@pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
+def test_it_compiles_for_every_architecture(kind: Kind, architecture: str) -> None:
+    shape = replace(SHAPE_7B, kind=kind, subs_per_group=4)
+    assert _compiled(shape, architecture).startswith(b"\x7fELF")
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("shape", [
+    replace(SHAPE_7B, rows=8, int8_cache=True, scale_per_head=True),
+    replace(SHAPE_7B, rows=8, kind=Kind.W8A8),
+    replace(SHAPE_7B, rows=4, kind=Kind.INT4, groups=4, kv_heads=8),
+    replace(SHAPE_7B, rows=8, kind=Kind.INT4, hidden=6144, intermediate=16384, heads=48, kv_heads=8, vocab=92544),
+    replace(SHAPE_7B, rows=2, kind=Kind.INT8, head_kind=Kind.INT8, kv_heads=2, int8_cache=True),
+    replace(SHAPE_7B, rows=2, hidden=2048, intermediate=8192, heads=16, kv_heads=8),
+], ids=["kv8", "w8a8", "groups of 32", "20b", "int8 head", "1.8b"])  # fmt: skip
+def test_it_compiles_for_published_sizes(shape: StepShape) -> None:
+    assert _compiled(shape).startswith(b"\x7fELF")
+
+
+@needs_nvrtc
+def test_structures_are_those_of_the_kernel() -> None:
+    sizes = {"Matrix": kernels._Matrix, "Layer": kernels._Layer, "Step": kernels._Step}
+    lines = [f"static_assert(sizeof({name}) == {ctypes.sizeof(held)});" for name, held in sizes.items()]
+    offsets = [
+        f"static_assert(__builtin_offsetof(Step, {name}) == {getattr(kernels._Step, name).offset});"
+        for name, _ in kernels._Step._fields_
+    ]
+    assert _compiled(SHAPE_7B, extra="\n".join([*lines, *offsets]))
+    with pytest.raises(RuntimeError, match="static assertion"):
+        _compiled(SHAPE_7B, extra="static_assert(sizeof(Layer) == 8);")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
+def test_segments_are_whole_chunks_and_hold_a_norms_row(rows: int, kind: Kind) -> None:
+    held = segment(replace(SHAPE_7B, rows=rows, kind=kind))
+    assert held >= SHAPE_7B.hidden
+    assert held % (CHUNK_STEPS * STEP[kind]) == 0
+    assert held * rows <= 8 * SHAPE_7B.intermediate
+
+
+def test_heads_attend_together_in_divisors_of_their_group() -> None:
+    assert replace(SHAPE_7B, kv_heads=8).queries == 2
+    assert replace(SHAPE_7B, heads=30, kv_heads=10).queries == 1
+    assert SHAPE_7B.parts == 32
+
+
+def test_keys_are_divided_until_every_processor_has_work() -> None:
+    assert splits(SHAPE_7B, StepTuning(), 132) == 4
+    assert splits(replace(SHAPE_7B, rows=8), StepTuning(), 132) == 1
+    assert splits(SHAPE_7B, StepTuning(splits=7), 132) == 7
+
+
+def _model(config: ModelConfig, weights: ModelWeights) -> kernels.StepModel | None:
+    """On the CPU, with every weight packed: what the kernel would be given."""
+    ops = TritonOps(HALF, device="cpu")
+    ops.prepared = _packed_anywhere  # type: ignore[method-assign]
+    cache = torch.zeros(1, config.num_kv_heads, 8, config.head_dim, dtype=HALF)
+    tables = rotary_tables(config, 8)
+    return step_model(InternLM(config, weights, tables), ops, [LayerCache(cache, cache)] * config.num_layers)
+
+
+def _packed_anywhere(weight: object) -> object:
+    from workbench.backends.kernels.skinny_gemm import SkinnyLinear
+    from workbench.backends.triton_ops import PreparedLinear
+
+    return PreparedLinear(SkinnyLinear(weight, torch.device("cpu")))  # type: ignore[arg-type]
+
+
+def test_models_that_the_kernel_cannot_run_are_named() -> None:
+    config = small_config(4)
+    dense = random_weights(config, "dense", int8_cache=False)
+    model = _model(config, dense)
+    assert model is not None
+    assert why_not(model) is None
+    int8 = random_weights(config, "int8", int8_cache=False).layers[0]
+    mixed = _model(config, replace(dense, layers=[int8, *dense.layers[1:]]))
+    assert mixed is not None
+    assert why_not(mixed) == "layers of several weight types"
+    odd = small_config(4, vocab=321)
+    found = _model(odd, random_weights(odd, "dense", int8_cache=False))
+    assert found is not None
+    assert why_not(found) == "rows that do not divide into tiles of 16"
+    narrow = small_config(4, intermediate=352)
+    found = _model(narrow, random_weights(narrow, "w8a8", int8_cache=False))
+    assert found is not None
+    assert why_not(found) == "352 inputs"
+    assert why_not(replace(model, head_dim=48)) == "heads of 48 values"
+    whole = _model(config, random_weights(config, "w8a8", int8_cache=False))
+    assert whole is not None
+    assert (why_not(whole, 2), why_not(whole, 4), why_not(model, 8)) == (None, "4 rows", None)
+    assert _model(config, replace(dense, lm_head=None)) is None
+
+
+def test_other_devices_and_dtypes_decode_operation_by_operation() -> None:
+    config = small_config(4)
+    weights = random_weights(config, "dense", int8_cache=False)
+    model = InternLM(config, weights, rotary_tables(config, 8))
+    state = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
+    cache = torch.zeros(1, 4, 8, 32)
+    assert decode_step(model, TritonOps(HALF, device="cpu"), [LayerCache(cache, cache)] * 3, state) is None
+
+
+CASES = [
+    # kind, kv heads, INT8 cache, batch, tuning
+    ("dense", 8, False, 1, StepTuning()),
+    ("dense", 2, False, 8, StepTuning(split_rows=16)),
+    ("dense", 8, True, 2, StepTuning(split_rows=16, splits=3)),
+    ("dense", 4, False, 4, StepTuning(units=2, stages=4, in_flight=3)),
+    ("dense", 4, False, 4, StepTuning(units=1)),
+    ("int8", 8, False, 1, StepTuning()),
+    ("int8", 2, True, 8, StepTuning()),
+    ("int4", 4, False, 1, StepTuning()),
+    ("int4", 8, False, 8, StepTuning(stages=5, in_flight=2)),
+    ("w8a8", 8, False, 1, StepTuning()),
+    ("w8a8", 2, True, 2, StepTuning()),
+    ("static", 4, False, 2, StepTuning()),
+]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@needs_hopper
+@pytest.mark.parametrize(("kind", "kv_heads", "int8_cache", "batch", "tuning"), CASES)
+@pytest.mark.parametrize("sizes", [{}, {"intermediate": 352}, {"hidden": 1024, "intermediate": 11008}], ids=str)
+@torch.inference_mode()
+def test_logits_are_those_of_the_plain_session(
+    kind: str, kv_heads: int, int8_cache: bool, batch: int, tuning: StepTuning, sizes: dict[str, int]
+) -> None:
+    config = small_config(kv_heads, **sizes)
+    if kind in ("w8a8", "static") and config.intermediate_size % STEP[Kind.W8A8]:
+        pytest.skip("the kernel takes whole steps of W8A8 only")
+    weights = random_weights(config, "w8a8" if kind == "static" else kind, int8_cache=int8_cache)
+    if kind == "static":
+        weights = _calibrated(weights)
+    plain = TorchSession(config, weights, SessionOptions(HALF, "torch", LIMITS, "cuda"))
+    session = CudaSession(config, weights, CudaOptions(HALF, LIMITS, graphs=False))
+    generator = torch.Generator().manual_seed(batch)
+    lengths = torch.randint(1, 41, (batch,), generator=generator).tolist()
+    prompts = [torch.randint(0, config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+    plain.prefill(prompts)
+    session.prefill(prompts)
+    held = session._decoding
+    assert held is not None
+    step = decode_step(session.model, session.ops, held.caches, (held.ids, held.start), replace(tuning, watchdog=True))
+    assert step is not None
+    limit = TOLERANCE[HALF]["model"] * (8 if int8_cache or kind in ("w8a8", "static") else 1)
+    for done in range(3):
+        ids = held.ids[:batch].cpu()
+        found = _run(step)
+        assert relative_l2(found[:batch], plain.decode(ids)) < limit
+        assert torch.equal(found[:batch].argmax(-1), held.ids[:batch])
+        assert held.start[:batch].tolist() == [length + done + 1 for length in lengths]
+    held.ids[:batch] = ids.cuda()
+    held.start -= 1
+    assert torch.equal(_run(step), found)  # sums are put together in one order
+
+
+def _run(step: DecodeStep) -> torch.Tensor:
+    step.poison()
+    step()
+    torch.cuda.synchronize()
+    return step.logits.clone()
+
+
+def _calibrated(weights: ModelWeights) -> ModelWeights:
+    scale = torch.tensor(0.03)
+    layers = []
+    for layer in weights.layers:
+        names = ("qkv", "o", "gate_up", "down")
+        linears = {name: getattr(layer, name) for name in names}
+        assert all(isinstance(linear, SmoothQuantWeight) for linear in linears.values())
+        layers.append(replace(layer, **{name: replace(held, input_scale=scale) for name, held in linears.items()}))
+    return replace(weights, layers=layers)

@@ -1,0 +1,95 @@
+"""The one command for a machine with a GPU: which processes it starts and how it reads what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from workbench.evaluation import gpu_check
+from workbench.evaluation.gpu_check import PARTS, command_of, main, run_part
+
+
+@pytest.fixture
+def saying(monkeypatch: pytest.MonkeyPatch) -> object:
+    """``saying("words", code)``: every part is a process that says so and ends with that code."""
+
+    def process(words: str, code: int = 0) -> None:
+        script = f"import os, sys; print({words!r}); print('  '); sys.exit({code})"
+        monkeypatch.setattr(gpu_check, "command_of", lambda _: ([sys.executable, "-c", script], {}))
+
+    return process
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "code", "outcome"),
+    [
+        ("kernels", "12 of 12 checks passed", 0, "passed"),
+        ("kernels", "11 of 12 checks passed", 1, "failed"),
+        ("memcheck", "========= ERROR SUMMARY: 0 errors", 0, "passed"),
+        ("memcheck", "========= ERROR SUMMARY: 3 errors", 9, "failed"),
+        ("memcheck", "========= Error: no attach", 0, "failed"),  # it ended well, but never looked
+        ("racecheck", "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", 0, "passed"),
+        ("racecheck", "========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)", 0, "failed"),
+        ("tests", "3 passed", 0, "passed"),
+    ],
+)
+def test_a_part_passes_by_its_code_and_its_words(
+    saying: object, part: str, words: str, code: int, outcome: str
+) -> None:
+    saying(words, code)  # type: ignore[operator]
+    result = run_part(part)
+    assert (result.part, result.outcome, result.detail) == (part, outcome, words)
+    assert result.seconds > 0
+
+
+def test_a_part_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import time; print('still here', flush=True); time.sleep(60)"
+    monkeypatch.setattr(gpu_check, "command_of", lambda _: ([sys.executable, "-c", script], {}))
+    monkeypatch.setattr(gpu_check, "MOST_SECONDS", 0.5)
+    assert run_part("kernels").detail == "took longer than 0.5 s"
+
+
+def test_sanitizers_watch_the_quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/compute-sanitizer")
+    command, environment = command_of("memcheck")
+    assert command[:3] == ["/bin/compute-sanitizer", "--tool", "memcheck"]
+    assert command[-3:] == ["-m", "workbench.evaluation.kernel_checks", "--quick"]
+    assert command[command.index("--kernel-name-exclude") + 1].startswith("kns=cudnn,kns=")
+    assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    assert command_of("racecheck")[1] == {}
+    assert command_of("tests")[0][-1].endswith("tests")
+
+
+def test_what_cannot_be_run_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    result = run_part("racecheck")
+    assert (result.outcome, result.detail) == (
+        "not run", "compute-sanitizer, a part of the CUDA toolkit, was not found on the PATH"
+    )  # fmt: skip
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    assert "not in the installed package" in run_part("tests").detail
+
+
+def test_the_report_has_every_part(
+    saying: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saying("fine")  # type: ignore[operator]
+    monkeypatch.setattr(gpu_check, "require_gpu", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A GPU")
+    assert main(["--parts", "kernels", "tests", "--report", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [part["part"] for part in report["parts"]] == ["kernels", "tests"]
+    assert report["gpu"].startswith("A GPU, torch ")
+    assert "kernels    passed" in capsys.readouterr().out
+    assert main([]) == 1  # sanitizers never said that all was well
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-4:]] == list(PARTS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "a check of the kernels, but torch finds no CUDA GPU" in capsys.readouterr().err

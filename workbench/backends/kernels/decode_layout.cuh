@@ -1,0 +1,136 @@
+// What the parts of the decode kernel share: sizes of a model's matrices, shared memory, the structures of a launch.
+//
+// A unit is 16 rows of a matrix (8 of gate and 8 of up under SwiGLU), a step 64 bytes of each row, a chunk 8 steps of
+// one unit: one for every warp of a half of the consumers. Where rows of x do not fit shared memory, a product goes
+// through k in segments.
+//
+// Macros: NB rows of x (1, 2, 4, 8); KIND and KIND_HEAD of the weights, as in skinny_gemm.cu; GROUPS scales a step and
+// row, each of SUBS_PER_GROUP times 32 values (INT4); BLOCKS of the grid; HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM,
+// VOCAB of the model; KV8 for an INT8 cache; SCALE_STRIDE 1 where every head has its scale; SPLITS of a row's keys at
+// most, of SPLIT_ROWS or more; PREFETCHED_ROWS of the cache, over all rows of x; QUERIES heads of a group that attend
+// together; ATTENTION_SCALE of scores; MAX_SHARED bytes of shared memory; MAX_STAGES chunks that the ring holds;
+// MAX_IN_FLIGHT of them asked for and not there yet; SEGMENT values of k in shared memory; UNITS whose sums are kept at
+// once; WATCHDOG 1: a wait of seconds ends the kernel; TRACE 1: times of one layer are kept.
+
+#define CONSUMERS 16
+#define PRODUCERS 4
+#define CHUNK_STEPS 8
+#define HALVES (CONSUMERS / CHUNK_STEPS)
+#define CONSUMER_THREADS (CONSUMERS * 32)
+#define PRODUCER_THREADS (PRODUCERS * 32)
+#define QKV ((HEADS + 2 * KV_HEADS) * DIM)
+#define CONTEXT (HEADS * DIM)
+
+typedef unsigned long long u64;
+typedef long long i64;
+
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+constexpr int up(int a, int b) { return (a + b - 1) / b; }
+constexpr int step_values(int kind) { return kind == 0 ? 32 : kind == 2 ? 128 : 64; }
+constexpr bool tiled(int kind) { return kind == 1 || kind == 2; }
+constexpr int x_width(int kind) { return kind == 3 ? 1 : 2; }
+// Row-major weights are written by lanes that lie 16 bytes apart in k: steps 64 bytes further apart do not collide.
+constexpr int step_pitch(int kind) { return tiled(kind) ? 1024 : 1088; }
+constexpr int slot_bytes(int kind) { return CHUNK_STEPS * step_pitch(kind) + (kind == 2 ? CHUNK_STEPS * GROUPS * 64 : 0); }
+
+// A matrix and how a block goes through it. One code serves all products of a layer, so that it stays in the cache of
+// instructions: sizes are read, not compiled in.
+struct Shape {
+    int glu;             // rows are gate, then up
+    int out_rows;        // of y
+    int units;           // of 16 rows, or of 8 and 8
+    int values;          // k
+    int steps, chunks;   // of a unit
+    int segments, segment_chunks;
+    int held_values;     // of x in shared memory, at most
+    int pitch;           // bytes from one row of x to the next there
+
+    constexpr Shape(int kind, bool pairs, int rows, int k)
+        : glu(pairs), out_rows(pairs ? rows / 2 : rows), units(rows / 16), values(k), steps(up(k, step_values(kind))),
+          chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0) {
+        if (held_values > SEGMENT) {
+            segment_chunks = SEGMENT / step_values(kind) / CHUNK_STEPS;
+            segments = up(chunks, segment_chunks);
+            held_values = segment_chunks * CHUNK_STEPS * step_values(kind);
+        }
+        pitch = held_values * x_width(kind) + 64;
+    }
+};
+
+constexpr Shape QKV_SHAPE(KIND, false, QKV, HIDDEN), O_SHAPE(KIND, false, HIDDEN, CONTEXT);
+constexpr Shape GATE_UP_SHAPE(KIND, true, 2 * INTERMEDIATE, HIDDEN), DOWN_SHAPE(KIND, false, HIDDEN, INTERMEDIATE);
+constexpr Shape HEAD_SHAPE(KIND_HEAD, false, VOCAB, HIDDEN);
+__constant__ Shape shapes[5] = {QKV_SHAPE, O_SHAPE, GATE_UP_SHAPE, DOWN_SHAPE, HEAD_SHAPE};
+
+// Shared memory: rows of x, those rows before they are quantized, a norm's weights, sums of warps, the ring.
+constexpr int SLOT = larger(slot_bytes(KIND), slot_bytes(KIND_HEAD));
+// A piece of attention: sums of QUERIES heads, then their largest scores and totals; whole multiples of 16 bytes.
+constexpr int PIECE = QUERIES * DIM + up(2 * QUERIES, 4) * 4;
+constexpr int SCRATCH = CONSUMERS * PIECE * 4;
+constexpr int WIDEST =
+    larger(larger(larger(QKV_SHAPE.pitch, O_SHAPE.pitch), larger(GATE_UP_SHAPE.pitch, DOWN_SHAPE.pitch)), HEAD_SHAPE.pitch);
+constexpr int X_BYTES = up(larger(NB * WIDEST, SCRATCH), 128) * 128;
+constexpr int HALF_PITCH = HIDDEN * 2 + 64;
+constexpr int HALF_BYTES = KIND == 3 || KIND_HEAD == 3 ? up(NB * HALF_PITCH, 128) * 128 : 0;
+constexpr int NORM_BYTES = up(HIDDEN * 2, 128) * 128;
+constexpr int AT_X = 0, AT_HALF = X_BYTES, AT_NORM = AT_HALF + HALF_BYTES, AT_SUMS = AT_NORM + NORM_BYTES;
+// The last unit of an odd number is divided between the halves of the consumers: it has two places.
+constexpr int AT_RING = AT_SUMS + (UNITS + 1) * CHUNK_STEPS * NB * 16 * 4;
+constexpr int FITTING = (MAX_SHARED - AT_RING) / SLOT, STAGES = FITTING < MAX_STAGES ? FITTING : MAX_STAGES;
+constexpr int IN_FLIGHT = MAX_IN_FLIGHT < STAGES ? MAX_IN_FLIGHT : STAGES - 1;
+static_assert(STAGES >= 2, "the ring does not fit shared memory");
+static_assert(QKV_SHAPE.segments == 1 && GATE_UP_SHAPE.segments == 1 && HEAD_SHAPE.segments == 1, "a norm needs whole rows");
+
+struct Matrix {
+    const char* weight;
+    const float* row_scale;
+    const u32* group_scale;
+    const float* input_scale;  // of calibrated activations, or null
+    const u16* bias;           // or null
+};
+
+struct Layer {
+    Matrix matrix[4];  // qkv, o, gate and up, down
+    const u16* attention_norm;
+    const u16* mlp_norm;
+    char* key;  // [batch][kv head][max_len][DIM]
+    char* value;
+    const float* key_scale;
+    const float* value_scale;
+};
+
+struct Step {
+    const Layer* layers;
+    Matrix head;
+    const u16* embedding;
+    const u16* final_norm;
+    const float* cos;  // [positions][DIM / 2]
+    const float* sin;
+    i64* ids;    // [NB]: read, then replaced by the most probable next ones
+    int* start;  // [NB]: tokens in the cache; one more afterwards
+    float* logits;
+    u16* qkv;
+    u16* context;
+    u16* attended;
+    u16* summed;  // [2][NB][HIDDEN]
+    u16* activated;
+    u16* down;
+    float* partial;  // [NB * KV_HEADS * groups][SPLITS][PIECE]
+    u32* arrived;    // [NB * KV_HEADS * groups], zero before and after
+    u64* best;       // [blocks][NB]
+    u32* counters;   // arrivals at the barrier, blocks that are done; zero before and after
+    int num_layers;
+    int max_len;
+    float epsilon;
+};
+
+extern __shared__ __align__(128) char memory[];
+__shared__ u64 full_barrier[STAGES];
+__shared__ u64 empty_barrier[STAGES];
+__shared__ float column_scale[NB];
+__shared__ float warp_values[CONSUMERS];
+__shared__ u64 block_best[NB];
+__shared__ __align__(16) float held_scale[UNITS * 16];
+__shared__ __align__(16) u16 held_bias[UNITS * 16];
+__shared__ u32 ticket, tickets[2];
+__shared__ Layer held[2];

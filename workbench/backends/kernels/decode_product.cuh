@@ -1,0 +1,262 @@
+// Products: fragments of weights and x through mma.sync, sums of warps, scales, biases and SwiGLU.
+
+template <int K>
+struct Sums {
+    float value[4];
+};
+template <>
+struct Sums<3> {
+    int value[4];
+};
+
+// What a lane holds of one step: 16 bytes of two rows, what of x goes with them, and scales of INT4 groups.
+template <int K>
+struct Fragment {
+    static constexpr int subs = K == 1 ? 2 : K == 2 ? 4 : 1, scales = K == 2 ? GROUPS : 1;
+    uint4 low, high, x[subs];
+    u32 scale[scales][2];
+};
+
+// Where the scales of a lane's two rows lie: INT4 scales of rows g and g + 8 of a tile share a word.
+struct ScalePlace {
+    int apart;  // bytes between the words of the two rows
+    int first, second;  // shifts
+    __device__ __forceinline__ ScalePlace(int glu, int unit)
+        : apart(glu ? 32 : 0), first(glu ? unit % 2 * 16 : 0), second(glu ? unit % 2 * 16 : 16) {}
+};
+
+// All at shared addresses of this lane's own; lanes of columns that do not exist keep the zeros that they began with.
+template <int K>
+__device__ __forceinline__ void load_fragment(Fragment<K>& f, u32 weights, u32 scales, u32 at_x, int apart, bool has_column) {
+    using F = Fragment<K>;
+    f.low = load_shared(weights), f.high = load_shared(weights + 512);
+    if (has_column)
+#pragma unroll
+        for (int s = 0; s < F::subs; s++) f.x[s] = load_shared(at_x + s * 64);
+    if (K == 2)
+#pragma unroll
+        for (int i = 0; i < F::scales; i++) {
+            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(f.scale[i][0]) : "r"(scales + i * 64));
+            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(f.scale[i][1]) : "r"(scales + i * 64 + apart));
+        }
+}
+
+// 16 rows and 64 bytes of each.
+template <int K>
+__device__ __forceinline__ void multiply(const Fragment<K>& f, ScalePlace place, Sums<K>& even, Sums<K>& odd) {
+    const u32 *q = (const u32*)&f.low, *r = (const u32*)&f.high;
+    if constexpr (K == 0 || K == 3) {
+        mma(even.value, q[0], r[0], q[1], r[1], f.x[0].x, f.x[0].y);
+        mma(odd.value, q[2], r[2], q[3], r[3], f.x[0].z, f.x[0].w);
+    } else if constexpr (K == 1) {
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+            u32 a[4], c[4];
+            halves_of_bytes(q[2 * s], a[0], a[2]);
+            halves_of_bytes(r[2 * s], a[1], a[3]);
+            halves_of_bytes(q[2 * s + 1], c[0], c[2]);
+            halves_of_bytes(r[2 * s + 1], c[1], c[3]);
+            mma(even.value, a[0], a[1], a[2], a[3], f.x[s].x, f.x[s].y);
+            mma(odd.value, c[0], c[1], c[2], c[3], f.x[s].z, f.x[s].w);
+        }
+    } else {
+        constexpr int subs = 4 / GROUPS;
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            Sums<2> a = {}, c = {};
+#pragma unroll
+            for (int s = group * subs; s < (group + 1) * subs; s++) {
+                u32 top[4], bottom[4];
+                integers_of_nibbles(q[s], top);
+                integers_of_nibbles(r[s], bottom);
+                mma(a.value, top[0], bottom[0], top[1], bottom[1], f.x[s].x, f.x[s].y);
+                mma(c.value, top[2], bottom[2], top[3], bottom[3], f.x[s].z, f.x[s].w);
+            }
+            const float first = half_to_float((u16)(f.scale[group][0] >> place.first));
+            const float second = half_to_float((u16)(f.scale[group][1] >> place.second));
+#pragma unroll
+            for (int i = 0; i < 4; i++) even.value[i] += (a.value[i] + c.value[i]) * (i < 2 ? first : second);
+        }
+    }
+}
+
+// Scales and biases of units ``base .. end - 1``: on their way while the block multiplies.
+__device__ __forceinline__ void hold_rows(const Matrix& m, const Shape& shape, int base, int end) {
+    const int here = thread_here(), glu = shape.glu;
+    const u32 scales = shared_address(held_scale), biases = shared_address(held_bias);
+    if (m.row_scale)
+#pragma unroll 1
+        for (int i = here; i < (end - base) * 4; i += CONSUMER_THREADS) {
+            const int unit = base + i / 4, row = glu ? unit * 8 + i % 2 * 4 + i % 4 / 2 * shape.out_rows : unit * 16 + i % 4 * 4;
+            copy_async(scales + i * 16, m.row_scale + row);
+        }
+    if (m.bias)
+#pragma unroll 1
+        for (int i = here; i < (end - base) * 2; i += CONSUMER_THREADS) {
+            const int unit = base + i / 2, row = glu ? unit * 8 + i % 2 * shape.out_rows : unit * 16 + i % 2 * 8;
+            copy_async(biases + i * 16, m.bias + row);
+        }
+}
+
+// One finished sum: row ``row`` (of 16) of a unit, for row n of x; ``divided`` between the halves of the consumers or not.
+template <int K>
+__device__ __forceinline__ float finished(const Matrix& m, int unit_in_base, bool divided, int row, int n) {
+    using value_t = decltype(Sums<K>::value[0] + 0);
+    const value_t* all = (const value_t*)(memory + AT_SUMS) + n * 16 + row;
+    value_t sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < CHUNK_STEPS; warp++) sum += all[(unit_in_base * CHUNK_STEPS + warp) * NB * 16];
+    if (divided)
+#pragma unroll
+        for (int warp = 0; warp < CHUNK_STEPS; warp++) sum += all[(UNITS * CHUNK_STEPS + warp) * NB * 16];
+    const float scale = K == 1 || K == 3 ? held_scale[unit_in_base * 16 + row] : 1.0f;
+    u16 y = float_to_half((float)sum * (K == 3 ? column_scale[n] * scale : scale));
+    if (m.bias) y = float_to_half(half_to_float(y) + half_to_float(held_bias[unit_in_base * 16 + row]));
+    return half_to_float(y);
+}
+
+// The chunk that a half of the consumers takes.
+struct Turn {
+    int unit, chunk, stride;
+    __device__ __forceinline__ Turn(int base, int end, int half) { enter(base, end, half); }
+    __device__ __forceinline__ void enter(int pair, int end, int half) {
+        const bool whole = pair + 1 < end;
+        unit = whole ? pair + half : pair, chunk = whole ? 0 : half, stride = whole ? 1 : HALVES;
+    }
+    // Whether the unit is done.
+    __device__ __forceinline__ bool next(int chunks, int end, int half) {
+        chunk += stride;
+        if (chunk < chunks) return false;
+        enter(unit - (stride == 1 ? half : 0) + HALVES, end, half);
+        return true;
+    }
+};
+
+struct Consumer {
+    Ring ring;
+
+    // ``load(segment)`` puts rows of x into shared memory and ends with all consumers meeting; ``store(row, n, value)``
+    // takes finished values of output row ``row``; n is the same in all calls of a thread.
+    template <int K, class Load, class Store>
+    __device__ __forceinline__ void product(const Matrix& m, const Shape& shape, int turn, Load load, Store store, int stamp) {
+        const int here = thread_here();
+        const Share share(shape.units, turn);
+        if (share.begin == share.end) load(0);
+#pragma unroll 1
+        for (int base = share.begin; base < share.end; base += UNITS) {
+            const int end = min(base + UNITS, share.end);
+#pragma unroll 1
+            for (int segment = 0; segment < shape.segments; segment++) {
+                if (shape.segments > 1 && (segment || base != share.begin)) consumers_meet();
+                if (shape.segments > 1 || base == share.begin) load(segment);
+                STAMP(stamp);
+                if (segment == 0) hold_rows(m, shape, base, end);
+                add_units<K>(shape, base, end, segment);
+            }
+            STAMP(stamp + 1);
+            asm volatile("cp.async.wait_all;" ::: "memory");
+            consumers_meet();
+            STAMP(stamp + 2);
+            const int n = here % NB, unit_rows = shape.glu ? 8 : 16;
+#pragma unroll 1
+            for (int i = here / NB; i < (end - base) * unit_rows; i += CONSUMER_THREADS / NB) {
+                const int unit = shape.glu ? i / 8 : i / 16, row = i % unit_rows;
+                const bool divided = (end - base) % 2 && unit == end - base - 1;
+                float value = finished<K>(m, unit, divided, row, n);
+                if (shape.glu) value = value / (1.0f + __expf(-value)) * finished<K>(m, unit, divided, row + 8, n);
+                store(base * unit_rows + i, n, value);
+            }
+            if (base + UNITS < share.end) consumers_meet();
+        }
+    }
+
+    // This warp's part of units over one segment, added to what it has of the segments before. Every half of the
+    // consumers takes every second chunk that the producers bring: its own unit of a pair, then its part of a last one.
+    // The next step is loaded while one is multiplied.
+    template <int K>
+    __device__ __forceinline__ void add_units(const Shape& shape, int base, int end, int segment) {
+        constexpr int x_step = CHUNK_STEPS * step_values(K) * x_width(K);
+        const int here = thread_here(), half = here / (32 * CHUNK_STEPS), warp = here / 32 % CHUNK_STEPS, lane = here % 32;
+        const u32 base_address = shared_address(memory), ring_address = base_address + AT_RING;
+        const u32 x = base_address + AT_X + lane / 4 * shape.pitch + (warp * (step_values(K) * x_width(K) / 16) + lane % 4) * 16;
+        const u32 weights = ring_address + warp * step_pitch(K) + lane * 16;
+        const u32 scales = ring_address + CHUNK_STEPS * 1024 + warp * GROUPS * 64 + lane / 4 * 4;
+        const u32 full_address = shared_address(full_barrier), empty_address = shared_address(empty_barrier);
+        const bool has_column = NB == 8 || lane / 4 < NB;
+        const int first = segment * shape.segment_chunks, chunks = min(shape.segment_chunks, shape.chunks - first);
+        const int own_chunks = (shape.steps - first * CHUNK_STEPS - warp + CHUNK_STEPS - 1) / CHUNK_STEPS;
+        const int count = (end - base) * chunks, glu = shape.glu;
+        Ring at = ring;
+        at.advance(half);
+        ring.advance(count);
+        Sums<K> even = {}, odd = {};
+        Fragment<K> one = {}, two = {};  // not what they held a layer ago: that would keep registers
+        Turn now(base, end, half), ahead(base, end, half);
+        ScalePlace place(glu, now.unit);
+        int left = (count - half + 1) / HALVES;
+        auto load = [&](Fragment<K>& f) {
+            wait_for(full_address + at.slot * 8, at.phase);
+            if (ahead.chunk < own_chunks)
+                load_fragment<K>(f, weights + at.slot * SLOT, scales + at.slot * SLOT, x + ahead.chunk * x_step, place.apart, has_column);
+        };
+        auto release = [&] {
+            __syncwarp();
+            if (lane == 0) arrive(empty_address + at.slot * 8);
+            at.advance(HALVES);
+            ahead.next(chunks, end, half);
+        };
+        auto take = [&](const Fragment<K>& f) {
+            if (now.chunk < own_chunks) multiply<K>(f, place, even, odd);
+        };
+        auto step = [&] {
+            const int unit = now.unit, place_of_sums = now.stride == 1 || !half ? unit - base : UNITS;
+            if (!now.next(chunks, end, half)) return;
+            leave<K>(even, odd, place_of_sums, segment, warp, lane);
+            place = ScalePlace(glu, now.unit);
+        };
+        if (!left) {  // a single chunk, and it is the other half's
+            if (segment == 0) leave<K>(even, odd, UNITS, 0, warp, lane);
+            return;
+        }
+        load(one);
+        release();
+#pragma unroll 1
+        for (;;) {
+            if (!--left) {
+                take(one), step();
+                break;
+            }
+            load(two);
+            take(one);
+            release();
+            step();
+            if (!--left) {
+                take(two), step();
+                break;
+            }
+            load(one);
+            take(two);
+            release();
+            step();
+        }
+        // Of an odd last unit with one chunk, the second half has nothing.
+        if (half && chunks == 1 && (end - base) % 2 && segment == 0) leave<K>(even, odd, UNITS, 0, warp, lane);
+    }
+
+    // Put the sums of one unit where the block adds them up, and begin anew.
+    template <int K>
+    __device__ __forceinline__ void leave(Sums<K>& even, Sums<K>& odd, int unit_in_base, int segment, int warp, int lane) {
+        using value_t = decltype(Sums<K>::value[0] + 0);
+        value_t* sums = (value_t*)(memory + AT_SUMS) + (unit_in_base * CHUNK_STEPS + warp) * NB * 16;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int n = lane % 4 * 2 + i % 2, row = lane / 4 + i / 2 * 8;
+            if (n < NB) {
+                const value_t sum = even.value[i] + odd.value[i];
+                value_t* to = sums + n * 16 + row;
+                *to = segment ? *to + sum : sum;
+            }
+            even.value[i] = odd.value[i] = 0;
+        }
+    }
+};

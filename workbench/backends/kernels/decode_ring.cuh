@@ -1,0 +1,203 @@
+// How blocks and warps wait for each other, and the ring of weights that producer warps fill ahead of the consumers.
+
+struct Patience {
+#if WATCHDOG
+    i64 began = clock64();
+    __device__ __forceinline__ void check() {
+        if (clock64() - began > 4000000000ll) __trap();
+    }
+#else
+    __device__ __forceinline__ void check() {}
+#endif
+};
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ void init_barrier(u64* barrier, u32 count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ bool has_passed(u32 barrier, u32 phase) {
+    u32 passed;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(passed) : "r"(barrier), "r"(phase) : "memory");
+#else
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(passed) : "r"(barrier), "r"(phase) : "memory");
+#endif
+    return passed;
+}
+
+__device__ __forceinline__ void wait_for(u32 barrier, u32 phase) {
+    if (has_passed(barrier, phase)) return;
+    Patience patience;
+    while (!has_passed(barrier, phase)) patience.check();
+}
+
+__device__ __forceinline__ void arrive(u32 barrier) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void arrive_when_copied(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void copy_async(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void consumers_meet() {
+    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared(u32 at) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+
+__device__ __forceinline__ uint4 load_fresh(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ float load_fresh(const float* p) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// The consumers of all blocks meet: announce() after the last store of a product, join() before the first load of it.
+struct Grid {
+    u32* counter;
+    u32 target = 0;
+    __device__ __forceinline__ void announce() {
+        consumers_meet();
+        target += BLOCKS;
+        if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    }
+    __device__ __forceinline__ void join() {
+        if (threadIdx.x == 0) {
+            Patience patience;
+            for (;;) {
+                u32 seen;
+                asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+                if (seen >= target) break;
+                patience.check();
+            }
+        }
+        consumers_meet();
+    }
+};
+
+#if TRACE
+#define STAMP(i) do { if (threadIdx.x == 0 && traced) s_trace[blockIdx.x * 64 + (i)] = clock64(); } while (0)
+__device__ i64 s_trace[256 * 64];
+__shared__ int traced;
+#else
+#define STAMP(i)
+#endif
+
+// The thread's index, read anew: what is computed from it stays out of registers between products.
+__device__ __forceinline__ int thread_here() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
+struct Ring {
+    int slot = 0;
+    u32 phase = 0;
+    __device__ __forceinline__ void advance() {
+        if (++slot == STAGES) slot = 0, phase ^= 1;
+    }
+    __device__ __forceinline__ void advance(int slots) {
+        slot += slots;
+        if (slot >= STAGES) phase ^= slot / STAGES & 1, slot %= STAGES;
+    }
+};
+
+// Division of a product's units among the blocks; those with one more lie elsewhere for each product of a layer.
+struct Share {
+    int begin, end;
+    __device__ __forceinline__ Share(int units, int turn) {
+        const int block = (blockIdx.x + turn * 37) % BLOCKS;
+        begin = units * block / BLOCKS, end = units * (block + 1) / BLOCKS;
+    }
+};
+
+struct Producer {
+    Ring ring, behind;
+    int issued = 0;
+    int thread, warp, lane;
+    u32 full, empty, slots;  // shared addresses
+
+    // One chunk into the next slot, once the slot is free and not too much is under way.
+    template <int K>
+    __device__ __forceinline__ void fetch(const Matrix& m, const Shape& shape, int unit, int chunk) {
+        if (issued >= STAGES) wait_for(empty + ring.slot * 8, ring.phase ^ 1);
+        if (issued >= IN_FLIGHT) {
+            wait_for(full + behind.slot * 8, behind.phase);
+            behind.advance();
+        }
+        issued++;
+        const u32 slot = slots + ring.slot * SLOT;
+        const int first = chunk * CHUNK_STEPS, glu = shape.glu;
+        if constexpr (tiled(K)) {
+            // A warp brings rows 0 to 7 or 8 to 15 of every second step.
+            const int which = warp % 2, step = first + warp / 2;
+            const i64 tile = glu ? unit / 2 + which * (shape.out_rows / 16) : unit, half = glu ? unit % 2 : which;
+            const char* from = m.weight + ((tile * shape.steps + step) * 2 + half) * 512 + lane * 16;
+            const u32 to = slot + warp * 512 + lane * 16;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (step + 2 * i < shape.steps) copy_async(to + i * 2048, from + i * 2048);
+        } else {
+            const i64 row_bytes = (i64)shape.values * (K == 0 ? 2 : 1);
+            const u32 to = slot + lane / 4 * step_pitch(K) + lane % 4 * 16 + warp * 64;
+            const char* from = m.weight + (glu ? unit * 8 + warp : unit * 16 + warp) * row_bytes + (first * 4 + lane) * 16;
+            const bool inside = first + lane / 4 < shape.steps;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (inside) copy_async(to + i * 256, from + (glu ? i % 2 * 4 + i / 2 * shape.out_rows : i * 4) * row_bytes);
+        }
+        if constexpr (K == 2) {
+            // [step][group of the step][gate, up][8 pairs], 16 bytes at a time.
+#pragma unroll 1
+            for (int i = thread; i < (CHUNK_STEPS * GROUPS * 2) << glu; i += PRODUCER_THREADS) {
+                const int side = glu ? i / 2 % 2 : 0, at = i >> (1 + glu), step = first + at / GROUPS;
+                const i64 tile = glu ? unit / 2 + side * (shape.out_rows / 16) : unit;
+                const i64 group = (step * 4 + at % GROUPS * (4 / GROUPS)) / SUBS_PER_GROUP;
+                if (step < shape.steps)
+                    copy_async(slot + CHUNK_STEPS * 1024 + at * 64 + side * 32 + i % 2 * 16,
+                               (const char*)m.group_scale + (group * shape.units + tile) * 32 + i % 2 * 16);
+            }
+        }
+        arrive_when_copied(full + ring.slot * 8);
+        ring.advance();
+    }
+
+    template <int K>
+    __device__ __forceinline__ void stream(const Matrix& m, const Shape& shape, int turn) {
+        const Share share(shape.units, turn);
+        for (int base = share.begin; base < share.end; base += UNITS) {
+            const int end = min(base + UNITS, share.end);
+            for (int first = 0; first < shape.chunks; first += shape.segment_chunks) {
+                const int past = min(first + shape.segment_chunks, shape.chunks);
+                for (int unit = base; unit < end; unit += HALVES)  // a pair of units takes turns
+                    for (int chunk = first; chunk < past; chunk++)
+#pragma unroll 1
+                        for (int one = unit; one < min(unit + HALVES, end); one++) fetch<K>(m, shape, one, chunk);
+            }
+        }
+    }
+
+    __device__ void run(const Step& s) {
+#pragma unroll 1
+        for (int turn = 0; turn < 4 * s.num_layers; turn++) stream<KIND>(s.layers[turn / 4].matrix[turn % 4], shapes[turn % 4], turn);
+        stream<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers);
+        asm volatile("cp.async.wait_all;" ::: "memory");
+    }
+};

@@ -1,0 +1,143 @@
+// One decoding step of a whole model for 1 to 8 rows, in one kernel that never stops reading weights.
+//
+// Every block stays on its processor for the whole step. Its producer warps stream the block's share of all weights, in
+// the order in which they are needed, through a ring in shared memory: what they read depends on no data, so they run
+// ahead over the ends of products while the consumer warps wait for the other blocks. Consumer warps multiply as in
+// skinny_gemm.cu (weights are the A operand of mma.sync, 16 rows and 64 bytes of each a step), split k among them, and
+// put their sums together at the end of a product. Between products all blocks meet at a counter in memory.
+// Sizes and macros: decode_layout.cuh.
+
+__device__ __forceinline__ void hold_layer(const Step& s, int index) {
+    const int here = thread_here();
+    constexpr int words = sizeof(Layer) / 8;
+    if (index < s.num_layers && here < words)
+        ((u64*)&held[index % 2])[here] = ((const u64*)(s.layers + index))[here];
+}
+
+__device__ __forceinline__ void hold_norm(const u16* weight) {
+    const int here = thread_here();
+#pragma unroll 1
+    for (int i = here; i < HIDDEN / 8; i += CONSUMER_THREADS) ((uint4*)(memory + AT_NORM))[i] = __ldg((const uint4*)weight + i);
+}
+
+// Larger values have larger keys, NaN the largest; among equals the lowest index has.
+__device__ __forceinline__ u64 key_of(float value, int index) {
+    const u32 bits = __float_as_uint(value);
+    const u32 ordered = value != value ? ~0u : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return (u64)ordered << 32 | (u32)~index;
+}
+
+__device__ void choose(const Step& s) {
+    const int here = thread_here();
+    consumers_meet();
+    if (here < NB) s.best[blockIdx.x * NB + here] = block_best[here];
+    consumers_meet();
+    if (here == 0)
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(ticket) : "l"(s.counters + 1) : "memory");
+    consumers_meet();
+    if (ticket != BLOCKS - 1) return;
+    const int warp = here / 32, lane = here % 32;
+    if (warp < NB) {
+        u64 best = 0;
+#pragma unroll 1
+        for (int block = lane; block < BLOCKS; block += 32) {
+            const u64 other = __ldcg(s.best + block * NB + warp);
+            best = other > best ? other : best;
+        }
+#pragma unroll
+        for (int o = 16; o; o >>= 1) {
+            const u64 other = __shfl_xor_sync(~0u, best, o);
+            best = other > best ? other : best;
+        }
+        if (lane == 0) s.ids[warp] = (i64)(u32) ~(u32)best, s.start[warp] += 1;
+    }
+    if (here == 0) s.counters[0] = 0, s.counters[1] = 0;
+}
+
+// The most probable token of each row so far: a thread sees one row only.
+__device__ __forceinline__ void keep_best(u64 best) {
+    const int here = thread_here();
+#pragma unroll
+    for (int o = 16; o >= NB; o >>= 1) {
+        const u64 other = __shfl_xor_sync(~0u, best, o);
+        best = other > best ? other : best;
+    }
+    if (here % 32 < NB) atomicMax(&block_best[here % NB], best);
+}
+
+__device__ void consume(const Step& s) {
+    Consumer c;
+    Grid grid = {s.counters};
+    u16 *before = s.summed, *after = s.summed + NB * HIDDEN;
+    hold_layer(s, 0);
+    if (thread_here() < NB) block_best[thread_here()] = 0;
+    consumers_meet();
+    hold_norm(held[0].attention_norm);
+    consumers_meet();
+#pragma unroll 1
+    for (int turn = 0; turn < 4 * s.num_layers; turn++) {
+        const int index = turn / 4, which = turn % 4;
+        const Layer& layer = held[index % 2];
+        const Matrix& m = layer.matrix[which];
+        const Shape& shape = shapes[which];
+        const u16* x = which == 0 ? s.down : which == 1 ? s.context : which == 2 ? s.attended : s.activated;
+        u16* y = which == 0 ? s.qkv : which == 1 ? s.attended : which == 2 ? s.activated : s.down;
+#if TRACE
+        if (threadIdx.x == 0) traced = index == 8;
+#endif
+        STAMP(8 * which);
+        c.product<KIND>(m, shape, turn, [&](int segment) {
+            if (which % 2) {
+                if (KIND == 3 && segment == 0) measure_rows(shape, x, m.input_scale);
+                load_plain<KIND>(shape, x, segment);
+            } else {
+                const int row = thread_here() / ROW_THREADS;
+                const u16* old = which ? before + row * HIDDEN : turn ? after + row * HIDDEN : nullptr;
+                load_normed<KIND>(shape, s.epsilon, turn ? x + row * HIDDEN : s.embedding + s.ids[row] * HIDDEN, old,
+                                  which ? after : before, m.input_scale);
+            }
+        }, [&](int row, int n, float value) { y[(i64)n * shape.out_rows + row] = float_to_half(value); }, 8 * which + 1);
+        STAMP(8 * which + 4);
+        grid.announce();
+        STAMP(8 * which + 5);
+        if (which == 0) prefetch_cache(s, layer), hold_layer(s, index + 1);
+        if (which == 1) hold_norm(layer.mlp_norm);
+        if (which == 2) hold_norm(index + 1 < s.num_layers ? held[(index + 1) % 2].attention_norm : s.final_norm);
+        grid.join();
+        STAMP(8 * which + 6);
+        if (which == 0) {
+            attend(s, layer);
+            STAMP(32);
+            grid.announce();
+            grid.join();
+            STAMP(33);
+        }
+    }
+    u64 best = 0;
+    c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, [&](int) {
+        const int row = thread_here() / ROW_THREADS;
+        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.down + row * HIDDEN, after + row * HIDDEN, nullptr, s.head.input_scale);
+    }, [&](int row, int n, float value) {
+        const u64 key = key_of(value, row);
+        s.logits[(i64)n * VOCAB + row] = value;
+        best = key > best ? key : best;
+    }, 40);
+    keep_best(best);
+    choose(s);
+}
+
+extern "C" __global__ void __launch_bounds__(CONSUMER_THREADS + PRODUCER_THREADS, 1) decode_step(const Step s) {
+    if (threadIdx.x == 0)
+        for (int i = 0; i < STAGES; i++) init_barrier(&full_barrier[i], PRODUCER_THREADS), init_barrier(&empty_barrier[i], CHUNK_STEPS);
+    __syncthreads();
+    if (threadIdx.x < CONSUMER_THREADS) {
+        consume(s);
+    } else {
+        const int thread = threadIdx.x - CONSUMER_THREADS;
+        Producer producer;
+        producer.thread = thread, producer.warp = thread / 32, producer.lane = thread % 32;
+        producer.full = shared_address(full_barrier), producer.empty = shared_address(empty_barrier);
+        producer.slots = shared_address(memory + AT_RING);
+        producer.run(s);
+    }
+}

@@ -1,0 +1,395 @@
+"""One decoding step of a whole model in one kernel, for 1 to 8 rows: its sizes, its arguments and its launch.
+
+The kernel is ``decode_step.cu``. Weights stay in the layouts of :mod:`skinny_gemm`; this module knows tensors on one
+device, no sessions and no model objects.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.backends.kernels.nvrtc import Kernel, Launch, cached_cubin
+from workbench.backends.kernels.skinny_gemm import STEP, TILED, Kind, SkinnyLinear, address_of, architecture_of
+from workbench.model.ops import LayerCache
+
+SOURCES = (
+    "fragments.cuh",
+    *(f"decode_{part}.cuh" for part in ("layout", "ring", "rows", "product", "attention")),
+    "decode_step.cu",
+)
+MAX_ROWS = 8
+MAX_W8A8_ROWS = 2  # every block quantizes all rows for itself: beyond, operation by operation is faster
+CAPABILITY = (9, 0)  # the first that it was measured on
+SHARED_BYTES = 227 << 10
+THREADS = 640
+STATIC_SHARED_BYTES = 4 << 10  # barriers and the like, beside what the kernel lays out itself
+CHUNK_STEPS = 8
+ROWS_BYTES = 72 << 10  # of shared memory for rows of x, unless one row of the widest norm needs more
+MOST_QUERIES = {False: 2, True: 2}  # heads that attend together with a float16 and an INT8 cache: registers
+HEAD_DIMS = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a kernel is compiled for.
+
+    Attributes:
+        rows: 1, 2, 4 or 8.
+        kind, head_kind: of the layers' weights and of the head's.
+        groups: scales that a step of 128 values needs, see :func:`packing.scales_per_step`.
+        subs_per_group: 32 values each, see :func:`packing.sub_steps_per_group`.
+        hidden, intermediate, heads, kv_heads, head_dim, vocab: of the model.
+        int8_cache, scale_per_head: of the KV cache.
+    """
+
+    rows: int
+    kind: Kind
+    head_kind: Kind
+    groups: int
+    subs_per_group: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    int8_cache: bool = False
+    scale_per_head: bool = False
+
+    @property
+    def queries(self) -> int:
+        """Heads of a group that attend together."""
+        group = self.heads // self.kv_heads
+        return max(n for n in range(1, MOST_QUERIES[self.int8_cache] + 1) if group % n == 0)
+
+    @property
+    def parts(self) -> int:
+        """Pieces of a row's attention that need no other: key/value heads, times what a group is divided into."""
+        return self.rows * self.heads // self.queries
+
+
+@dataclass(frozen=True)
+class StepTuning:
+    """How the kernel divides its work.
+
+    Attributes:
+        stages: chunks of about 8 KB that the ring may hold; as many as fit, at most this.
+        in_flight: chunks of a block that are asked for and not there yet: enough to fill the memory's pipes, few enough
+            that what the blocks say to each other does not wait behind them.
+        units: units of 16 rows whose sums are kept at once.
+        splits: parts of a row's keys at most; 0 for as many as give every processor work.
+        split_rows: keys from which they are divided.
+        prefetched_rows: of the cache, over all rows of x, that are brought into the L2 cache ahead.
+        watchdog: end a kernel that waits for seconds; for tests.
+    """
+
+    stages: int = 48
+    in_flight: int = 6
+    units: int = 12
+    splits: int = 0
+    split_rows: int = 512
+    prefetched_rows: int = 2048
+    watchdog: bool = False
+
+
+@dataclass(frozen=True)
+class StepLayer:
+    """One layer's tensors on the device; input scales are those of calibrated W8A8, or None."""
+
+    qkv: SkinnyLinear
+    o: SkinnyLinear
+    gate_up: SkinnyLinear
+    down: SkinnyLinear
+    input_scales: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    cache: LayerCache[Tensor]
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+
+    @property
+    def linears(self) -> tuple[SkinnyLinear, SkinnyLinear, SkinnyLinear, SkinnyLinear]:
+        return self.qkv, self.o, self.gate_up, self.down
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """All tensors of a model on one device.
+
+    Attributes:
+        embedding: float16 ``[vocab, hidden]``.
+        final_norm: float16 ``[hidden]``.
+        cos, sin: float32 ``[positions, head_dim / 2]``.
+    """
+
+    layers: list[StepLayer]
+    head: SkinnyLinear
+    embedding: Tensor
+    final_norm: Tensor
+    cos: Tensor
+    sin: Tensor
+    epsilon: float
+    head_input_scale: Tensor | None = None
+    heads: int = field(kw_only=True)
+    kv_heads: int = field(kw_only=True)
+    head_dim: int = field(kw_only=True)
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("weight", "row_scale", "group_scale", "input_scale", "bias"))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in ("qkv", "o", "gate_up", "down")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("attention_norm", "mlp_norm", "key", "value", "key_scale", "value_scale")
+        ),
+    )
+
+
+_BUFFERS = ("qkv", "context", "attended", "summed", "activated", "down", "partial", "arrived", "best", "counters")
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.c_void_p),
+        ("head", _Matrix),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("embedding", "final_norm", "cos", "sin", "ids", "start", "logits", *_BUFFERS)
+        ),
+        ("num_layers", ctypes.c_int),
+        ("max_len", ctypes.c_int),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+@functools.cache
+def source() -> str:
+    """The kernel's CUDA C++, what it shares with others before it."""
+    here = resources.files(__package__)
+    return "".join(here.joinpath(name).read_text(encoding="utf-8") for name in SOURCES)
+
+
+def options(shape: StepShape, tuning: StepTuning, shared_bytes: int, processors: int) -> list[str]:
+    """The kernel's macros."""
+    macros: dict[str, object] = {
+        "NB": shape.rows,
+        "KIND": shape.kind.value,
+        "KIND_HEAD": shape.head_kind.value,
+        "GROUPS": shape.groups,
+        "SUBS_PER_GROUP": shape.subs_per_group,
+        "BLOCKS": processors,
+        "HIDDEN": shape.hidden,
+        "INTERMEDIATE": shape.intermediate,
+        "HEADS": shape.heads,
+        "KV_HEADS": shape.kv_heads,
+        "DIM": shape.head_dim,
+        "VOCAB": shape.vocab,
+        "KV8": int(shape.int8_cache),
+        "SCALE_STRIDE": int(shape.scale_per_head),
+        "SPLITS": splits(shape, tuning, processors),
+        "SPLIT_ROWS": tuning.split_rows,
+        "PREFETCHED_ROWS": tuning.prefetched_rows,
+        "QUERIES": shape.queries,
+        "ATTENTION_SCALE": f"{shape.head_dim**-0.5!r}f",
+        "SEGMENT": segment(shape),
+        "UNITS": tuning.units,
+        "MAX_SHARED": shared_bytes,
+        "MAX_STAGES": tuning.stages,
+        "MAX_IN_FLIGHT": tuning.in_flight,
+        "WATCHDOG": int(tuning.watchdog),
+    }
+    return [f"-D{name}={value}" for name, value in macros.items()]
+
+
+def splits(shape: StepShape, tuning: StepTuning, processors: int) -> int:
+    """Parts of a row's keys: what gives most processors one piece of attention each."""
+    return tuning.splits or max(1, processors // shape.parts)
+
+
+def segment(shape: StepShape) -> int:
+    """Values of k that shared memory holds of every row of x, in whole chunks of every kind."""
+    chunk = CHUNK_STEPS * max(STEP.values())
+    width = 1 if shape.kind is Kind.W8A8 else 2
+    widest = _whole(max(shape.hidden, shape.intermediate, shape.heads * shape.head_dim), chunk)
+    fitting = ROWS_BYTES // (shape.rows * width) // chunk * chunk
+    return min(widest, max(fitting, _whole(shape.hidden, chunk)))
+
+
+def _whole(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def why_not(model: StepModel, rows: int = 1) -> str | None:
+    """Why this kernel cannot, or should not, run so many rows of the model; None where it can."""
+    linears = [linear for layer in model.layers for linear in layer.linears]
+    if len({linear.kind for linear in linears}) != 1 or len({linear.groups for linear in linears}) != 1:
+        return "layers of several weight types"
+    if len({linear.steps_per_group for linear in linears}) != 1:
+        return "groups of several sizes"
+    if model.head.kind is Kind.INT4 and linears[0].kind is not Kind.INT4:
+        return "an INT4 head over other weights"
+    if rows > (MAX_W8A8_ROWS if linears[0].kind is Kind.W8A8 else MAX_ROWS):
+        return f"{rows} rows"
+    if model.head_dim not in HEAD_DIMS:
+        return f"heads of {model.head_dim} values"
+    for linear in [*linears, model.head]:
+        if linear.kind not in TILED and linear.k % STEP[linear.kind]:
+            return f"{linear.k} inputs"
+    if any(linear.rows % 16 for linear in [*linears, model.head]) or any(
+        layer.gate_up.rows % 32 for layer in model.layers
+    ):
+        return "rows that do not divide into tiles of 16"
+    if model.layers[0].down.k % 16 or model.embedding.dtype != torch.float16:
+        return "an odd number of features, or another dtype"
+    return None
+
+
+class DecodeStep:
+    """The kernel for one model, batch and cache, ready to launch; the tensors it was given must stay where they are.
+
+    Attributes:
+        ids: int64 ``[rows]``, read and replaced by the most probable next tokens.
+        start: int32 ``[rows]``, tokens in the cache; one more after each launch.
+        logits: float32 ``[rows, vocab]`` of the last launch.
+    """
+
+    def __init__(self, model: StepModel, ids: Tensor, start: Tensor, tuning: StepTuning | None = None) -> None:
+        self.device = ids.device
+        self.ids, self.start = ids, start
+        self.shape = shape_of(model, len(ids))
+        self.tuning = tuning or StepTuning()
+        self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        self.logits = torch.empty(self.shape.rows, self.shape.vocab, dtype=torch.float32, device=self.device)
+        self._buffers = self._workspace()
+        self._layers = _on_device([_layer(layer) for layer in model.layers], self.device)
+        self._model = model
+        self._argument = self._step()
+        self.shared_bytes = _shared_limit(self.device) - STATIC_SHARED_BYTES
+        choices = options(self.shape, self.tuning, self.shared_bytes, self.processors)
+        self._kernel = _kernel(tuple(choices), self.device.index or 0)
+
+    def __call__(self) -> None:
+        """Queue one step on torch's current stream."""
+        launch = Launch((self.processors, 1), THREADS, self.shared_bytes, cooperative=True)
+        self._kernel(launch, self._argument)
+
+    def _workspace(self) -> dict[str, Tensor]:
+        shape, rows = self.shape, self.shape.rows
+        pieces = shape.parts * splits(shape, self.tuning, self.processors)
+
+        def empty(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
+            return torch.empty(size, dtype=dtype, device=self.device)
+
+        features = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+        return {
+            "qkv": empty(rows, features),
+            "context": empty(rows, shape.heads * shape.head_dim),
+            "attended": empty(rows, shape.hidden),
+            "summed": empty(2, rows, shape.hidden),
+            "activated": empty(rows, shape.intermediate),
+            "down": empty(rows, shape.hidden),
+            "partial": empty(pieces, _whole(shape.queries * (shape.head_dim + 2), 4), dtype=torch.float32),
+            "arrived": torch.zeros(shape.parts, dtype=torch.int32, device=self.device),
+            "best": empty(self.processors, rows, dtype=torch.int64),
+            "counters": torch.zeros(2, dtype=torch.int32, device=self.device),
+        }
+
+    def poison(self) -> None:
+        """Fill what a step must write before it reads it with NaN: for tests."""
+        for tensor in (*self._buffers.values(), self.logits):
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+
+    def _step(self) -> _Step:
+        model, cache = self._model, self._model.layers[0].cache
+        return _Step(
+            layers=self._layers.data_ptr(),
+            head=_matrix(model.head, model.head_input_scale),
+            embedding=model.embedding.data_ptr(),
+            final_norm=model.final_norm.data_ptr(),
+            cos=model.cos.data_ptr(),
+            sin=model.sin.data_ptr(),
+            ids=self.ids.data_ptr(),
+            start=self.start.data_ptr(),
+            logits=self.logits.data_ptr(),
+            **{name: tensor.data_ptr() for name, tensor in self._buffers.items()},
+            num_layers=len(model.layers),
+            max_len=cache.key.shape[2],
+            epsilon=model.epsilon,
+        )
+
+
+def shape_of(model: StepModel, rows: int) -> StepShape:
+    """What the kernel must be compiled for."""
+    first = model.layers[0]
+    key_scale = first.key_scale
+    return StepShape(
+        rows=rows,
+        kind=first.qkv.kind,
+        head_kind=model.head.kind,
+        groups=first.qkv.groups,
+        subs_per_group=first.qkv.steps_per_group,
+        hidden=first.qkv.k,
+        intermediate=first.down.k,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        vocab=model.head.rows,
+        int8_cache=key_scale is not None,
+        scale_per_head=key_scale is not None and key_scale.numel() > 1,
+    )
+
+
+def _matrix(linear: SkinnyLinear, input_scale: Tensor | None) -> _Matrix:
+    return _Matrix(
+        linear.packed.data_ptr(),
+        address_of(linear.row_scale),
+        address_of(linear.group_scale),
+        address_of(input_scale),
+        address_of(linear.bias),
+    )
+
+
+def _layer(layer: StepLayer) -> _Layer:
+    matrices = [_matrix(linear, scale) for linear, scale in zip(layer.linears, layer.input_scales, strict=True)]
+    return _Layer(
+        *matrices,
+        attention_norm=layer.attention_norm.data_ptr(),
+        mlp_norm=layer.mlp_norm.data_ptr(),
+        key=layer.cache.key.data_ptr(),
+        value=layer.cache.value.data_ptr(),
+        key_scale=address_of(layer.key_scale),
+        value_scale=address_of(layer.value_scale),
+    )
+
+
+def _on_device(layers: list[_Layer], device: torch.device) -> Tensor:
+    held = b"".join(bytes(layer) for layer in layers)
+    return torch.frombuffer(bytearray(held), dtype=torch.uint8).to(device)
+
+
+def can_run_on(device: torch.device) -> bool:
+    """Whether a GPU is one that the kernel was measured on, or has as much shared memory: 8 rows need most of it."""
+    return torch.cuda.get_device_capability(device) >= CAPABILITY and _shared_limit(device) >= SHARED_BYTES
+
+
+def _shared_limit(device: torch.device) -> int:
+    """Shared memory that one block may have."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
+
+
+@functools.cache
+def _kernel(choices: tuple[str, ...], device: int) -> Kernel:
+    return Kernel(cached_cubin(source(), choices, architecture_of(device)), "decode_step")

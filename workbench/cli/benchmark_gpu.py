@@ -1,0 +1,211 @@
+"""The part of ``workbench benchmark`` that needs a GPU: its flags, timing, tuning, and what is printed and written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import __version__
+from workbench.cli.command import Outcome, UsageError, write_json
+from workbench.cli.dummy_flags import described, sizes_named
+from workbench.cli.progress_bars import ProgressBars
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.evaluation.gpu_results import GpuBenchmarkResult
+    from workbench.evaluation.gpu_tuning import TuningResult
+    from workbench.model.config import ModelConfig
+
+# Flags, and what each is; the defaults stand in GpuBenchmarkOptions.
+GPU_LISTS = {
+    "batches": "rows that decode together (default: 1 8 64)",
+    "contexts": "tokens of each row before the first step (default: 128 2048)",
+}
+TIMING_FLAGS = ("contexts", "prefills", "steps", "no_hugging_face", "roofline", "markdown", "resume")
+GPU_FLAGS = ("dummy", "batches", "tune", *TIMING_FLAGS)
+FILES = ("roofline", "markdown")
+
+
+def add_gpu_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of a benchmark of dummy weights on a GPU."""
+    gpu = parser.add_argument_group(
+        "on a GPU", "Dummy weights are timed on a GPU where there is one; any of these asks for it."
+    )
+    gpu.add_argument("--dummy", action="store_true", help="time dummy weights on a GPU, or fail without one")
+    for name, text in GPU_LISTS.items():
+        gpu.add_argument(f"--{name}", type=int, nargs="+", metavar="N", help=text)
+    gpu.add_argument(
+        "--prefills",
+        nargs="*",
+        metavar="BxT",
+        help="B prompts of T tokens that are read at once (default: 1x2048 8x1024; nothing after it for none)",
+    )
+    gpu.add_argument("--steps", type=int, metavar="N", help="decoding steps that are timed (default: 128)")
+    gpu.add_argument("--no_hugging_face", action="store_true", help="leave Hugging Face out: it takes minutes")
+    gpu.add_argument("--roofline", type=Path, metavar="PNG", help="also write the figure here")
+    gpu.add_argument("--markdown", type=Path, metavar="MD", help="also write the tables here, as docs/benchmarks.md")
+    gpu.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the cases that the file of --json lacks; it is written anew after every case",
+    )
+    gpu.add_argument(
+        "--tune",
+        action="store_true",
+        help="time nothing, but measure the fastest tiles of every product of the model, for --modes and --batches "
+        "(default: 1 8 16 32 64), and remember them for this GPU",
+    )
+
+
+def run_gpu(args: argparse.Namespace, config: ModelConfig) -> Outcome:
+    """Tune or time dummy weights of these sizes.
+
+    Raises:
+        BackendError: there is no GPU that could.
+        UsageError, WorkbenchError: flags that do not fit.
+    """
+    from workbench.backends.kernels import require_gpu
+
+    _check(args)
+    try:
+        require_gpu("tuning" if args.tune else "a benchmark with random weights")
+        return _tune(args, config) if args.tune else _time(args, config)
+    except (WorkbenchError, OSError):
+        if args.json is not None and _holds_results(args.json):
+            args.json = None  # what was measured is worth more there than the error
+        raise
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.resume and args.json is None:
+        raise UsageError("--resume without --json", fix="name the file of the run that was stopped: --json FILE")
+    given = [f"--{name}" for name in TIMING_FLAGS if getattr(args, name) not in (None, False)]
+    if args.tune and given:
+        raise UsageError(f"--tune beside {', '.join(given)}", fix="tune first, then time without --tune")
+
+
+def _time(args: argparse.Namespace, config: ModelConfig) -> Outcome:
+    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions, gpu_benchmark
+
+    chosen: dict[str, Any] = {name: tuple(getattr(args, name)) for name in GPU_LISTS if getattr(args, name) is not None}
+    if args.modes is not None:
+        chosen["modes"] = tuple(args.modes)
+    if args.prefills is not None:
+        chosen["prefills"] = tuple(map(_shape, args.prefills))
+    if args.steps is not None:
+        chosen["steps"] = args.steps
+    options = GpuBenchmarkOptions(hugging_face=not args.no_hugging_face, **chosen)
+    known = _known(args.json) if args.resume else None
+    print(described(args), flush=True)
+    with ProgressBars() as report:
+        outcome = gpu_benchmark(sizes_named(args), config, options, report, known=known, keep=_keeper(args.json))
+    _print(outcome)
+    if args.roofline is not None:
+        from workbench.evaluation.gpu_roofline import plot_roofline
+
+        plot_roofline(outcome).savefig(args.roofline, dpi=130)
+    if args.markdown is not None:
+        from workbench.evaluation.gpu_markdown import markdown
+
+        args.markdown.write_text(markdown(outcome, _command(args)), encoding="utf-8")
+    return Outcome(outcome.to_dict())
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command line that this is, as it could have been typed."""
+    words = ["workbench", "benchmark"]
+    for name, value in vars(args).items():
+        if value is not None and value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name}", *map(str, values)]
+    return shlex.join(words)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    batch, cross, length = text.lower().partition("x")
+    if not (cross and batch.isdecimal() and length.isdecimal()):
+        raise UsageError(f"--prefills {text}", allowed="prompts x tokens, such as 8x1024")
+    return int(batch), int(length)
+
+
+def _holds_results(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["result"]["speeds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _known(path: Path) -> GpuBenchmarkResult | None:
+    """What a run that was stopped had written; None where it had written nothing."""
+    from workbench.evaluation.gpu_results import GpuBenchmarkResult
+
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["result"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--json {path} has no result to go on with", fix="give another path, or leave --resume out"
+        ) from error
+    known = GpuBenchmarkResult.from_dict(content)
+    print(f"{len(known.speeds)} cases are in {path} already")
+    return known
+
+
+def _keeper(path: Path | None) -> Callable[[GpuBenchmarkResult], None]:
+    """Writes what was found so far; the exit code is still open."""
+
+    def keep(result: GpuBenchmarkResult) -> None:
+        if path is not None:
+            write_json(
+                path, {"command": "benchmark", "version": __version__, "exit_code": None, "result": result.to_dict()}
+            )
+
+    return keep
+
+
+def _print(outcome: GpuBenchmarkResult) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in outcome.conditions.versions.items())
+    print(f"{outcome.gpu}, {versions}; a copy moves {outcome.bandwidth / 1e9:.0f} GB/s")
+    table = outcome.frame.drop(columns="flops")
+    table["moved_gb"] = table.pop("moved_bytes") / 1e9
+    table["peak_gb"] = table.pop("peak_bytes") / 1e9
+    first = ["mode", "task", "batch", "context"]
+    table = table[first + [name for name in table.columns if name not in first]]
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    for line in outcome.skipped:
+        print(f"skipped {line}")
+
+
+def _tune(args: argparse.Namespace, config: ModelConfig) -> Outcome:
+    from workbench.backends.kernels.nvrtc import cache_dir
+    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions
+    from workbench.evaluation.gpu_tuning import DEFAULT_BATCHES, tune_model
+
+    modes = GpuBenchmarkOptions().modes if args.modes is None else tuple(args.modes)
+    batches = DEFAULT_BATCHES if args.batches is None else tuple(args.batches)
+    options = GpuBenchmarkOptions(modes=modes, batches=batches)  # refuses what is no mode or no batch
+    if max(batches) > max(DEFAULT_BATCHES):
+        raise UsageError(f"--batches {max(batches)} beside --tune", allowed=f"up to {max(DEFAULT_BATCHES)}")
+    print(described(args), flush=True)
+    with ProgressBars() as report:
+        outcome = tune_model(sizes_named(args), config, options.modes, options.batches, report)
+    _print_tuning(outcome)
+    print(f"remembered in {cache_dir() / 'tiles.json'}")
+    return Outcome(outcome.to_dict())
+
+
+def _print_tuning(outcome: TuningResult) -> None:
+    import pandas as pd
+
+    rows = [
+        {"product": each.name, "choice for": each.key, "tiles": " ".join(map(str, each.tiles)) or "-",
+         "us": each.time_us, "gb_per_s": each.bytes_per_s / 1e9}
+        for each in outcome.products
+    ]  # fmt: skip
+    print(outcome.gpu)
+    print(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.1f}"))

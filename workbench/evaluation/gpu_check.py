@@ -1,0 +1,150 @@
+"""Everything of correctness that needs a GPU, which a machine without one cannot show, by one command.
+
+    python -m workbench.evaluation.gpu_check [--parts tests kernels memcheck racecheck] [--report gpu_check.json]
+
+``tests`` runs the test suite's GPU tests (in a checkout), ``kernels`` compares every kernel with the plain op set,
+``memcheck`` and ``racecheck`` run the same on few shapes under CUDA's compute-sanitizer. Each part is a process of its
+own. The command ends with 1 if a part failed or could not be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import workbench
+from workbench.backends.kernels import require_gpu
+from workbench.errors import WorkbenchError
+
+ROOT = Path(workbench.__file__).parents[1]
+SANITIZERS = ("memcheck", "racecheck")
+PARTS = ("kernels", *SANITIZERS, "tests")
+MOST_SECONDS = 600
+KERNEL_CHECKS = [sys.executable, "-m", "workbench.evaluation.kernel_checks"]
+# Kernels of the libraries: slow to watch, and racecheck does not understand how cuDNN's synchronize.
+OTHERS = ("cudnn", "cublas", "cutlass", "nvjet", "native")
+# memcheck ends with an error summary, racecheck with one of hazards.
+_CLEAN = re.compile(r"ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards displayed \(0 errors, 0 warnings\)")
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What one part found.
+
+    Attributes:
+        part: one of :data:`PARTS`.
+        outcome: "passed", "failed" or "not run".
+        detail: its last words, or why it was not run.
+        seconds: how long it took.
+    """
+
+    part: str
+    outcome: str
+    detail: str
+    seconds: float = 0.0
+
+
+def run_part(part: str) -> PartResult:
+    """Run one part; its output goes to the terminal as it comes."""
+    command, environment = command_of(part)
+    if not command:
+        return PartResult(part, "not run", environment["why"])
+    begin = time.perf_counter()
+    code, lines = _run(command, environment)
+    seconds = time.perf_counter() - begin
+    if code is None:
+        return PartResult(part, "failed", f"took longer than {MOST_SECONDS} s", seconds)
+    passed = code == 0 and (part not in SANITIZERS or any(_CLEAN.search(line) for line in lines))
+    return PartResult(part, "passed" if passed else "failed", lines[-1] if lines else f"exit code {code}", seconds)
+
+
+def command_of(part: str) -> tuple[list[str], dict[str, str]]:
+    """The command of a part and what it adds to the environment; no command, and ``why``, where it cannot be run."""
+    if part == "kernels":
+        return KERNEL_CHECKS, {}
+    if part == "tests":
+        if not (ROOT / "tests").is_dir():
+            return [], {"why": "the tests are in the source repository, not in the installed package"}
+        return [sys.executable, "-m", "pytest", "-m", "gpu", "-q", str(ROOT / "tests")], {}
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if tool is None:
+        return [], {"why": "compute-sanitizer, a part of the CUDA toolkit, was not found on the PATH"}
+    options = ["--tool", part, "--error-exitcode", "9", "--target-processes", "application-only"]
+    options += ["--kernel-name-exclude", ",".join(f"kns={name}" for name in OTHERS)]
+    # Every tensor is an allocation of its own then, and what lies beyond its end is no tensor.
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if part == "memcheck" else {}
+    return [tool, *options, *KERNEL_CHECKS, "--quick"], alone
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int | None, list[str]]:
+    """Exit code, None where it was stopped, and the lines that it printed."""
+    lines: list[str] = []
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    late = threading.Timer(MOST_SECONDS, process.kill)
+    late.start()
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if line.strip():
+                lines.append(line.strip())
+        code = process.wait()
+        return (None if late.finished.is_set() else code), lines
+    finally:
+        late.cancel()
+        process.kill()
+        process.wait()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the parts; 1 if one did not pass, 2 without a GPU."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workbench.evaluation.gpu_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which parts, in this order")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="also write what was found to this file")
+    args = parser.parse_args(words)
+    try:
+        require_gpu("a check of the kernels")
+    except WorkbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    results = [run_part(part) for part in args.parts]
+    print(f"\n{_gpu()}")
+    for result in results:
+        print(f"{result.part:<10} {result.outcome:<8} {result.seconds:6.1f} s  {result.detail}")
+    if args.report is not None:
+        report = {"gpu": _gpu(), "version": workbench.__version__, "parts": [asdict(result) for result in results]}
+        args.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return int(any(result.outcome != "passed" for result in results))
+
+
+def _gpu() -> str:
+    import torch
+
+    return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Runs every kernel for NVIDIA GPUs on small shapes that divide nothing, and compares it with the plain op set.
+
+    python -m workbench.evaluation.kernel_checks [--quick]
+
+prints a line for each comparison and ends with 1 if one failed. Outputs are filled with NaN before kernels write them.
+It is also what sanitizers watch; see :mod:`workbench.evaluation.gpu_check`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from workbench.backends.kernels import require_gpu, rowwise
+from workbench.backends.kernels.decode_step import MAX_ROWS, MAX_W8A8_ROWS
+from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linear
+from workbench.backends.kernels.skinny_gemm import SkinnyLinear, Tiles
+from workbench.backends.kernels.wide_gemm import choose_wide, wide_linear
+from workbench.backends.torch_ops import TorchOps
+from workbench.evaluation.gpu_benchmark import GPU_MODES, dummy_weights
+from workbench.model.config import ModelConfig
+from workbench.model.presets import PRESETS
+from workbench.model.weights import DenseWeight, LinearWeight, ModelWeights, SmoothQuantWeight, on_device
+from workbench.quantization.quantize import quantize_linear
+from workbench.recipe import BuildLimits, Int4WeightOnly, Int8WeightOnly, SmoothQuant, WeightQuantization
+from workbench.runtime.cuda_session import CudaOptions, CudaSession
+from workbench.runtime.device_sampling import DeviceSampler
+from workbench.runtime.sampling import Sampler, SamplingOptions
+from workbench.runtime.session import SessionOptions, TorchSession
+
+HALF, DEVICE = torch.float16, "cuda"
+# Relative L2. A rounding that falls the other way in float16 moves an integer made from it by one step.
+OPERATION, MODEL, MODEL_OF_INTEGERS = 1e-3, 4e-3, 3.2e-2
+SIZES = replace(
+    PRESETS["internlm-7b"],
+    hidden_size=256,
+    intermediate_size=448,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=64,
+    vocab_size=336,
+    max_position_embeddings=128,
+    eos_token_ids=(2,),
+)
+GROUPED = replace(SIZES, num_heads=8, num_kv_heads=2, head_dim=32, qkv_bias=False, output_bias=False)
+KINDS: dict[str, WeightQuantization | None] = {
+    "float16": None,
+    "int8": Int8WeightOnly(),
+    "int4": Int4WeightOnly(group_size=128),
+    "int4 groups of 32": Int4WeightOnly(group_size=32),
+    "w8a8": SmoothQuant(),
+}
+# One of each way to divide the work: along k, along rows, over blocks, with prefetching.
+TILES = (Tiles(2, 1, 8, 1), Tiles(2, 2, 4, 1, 1, 4), Tiles(2, 2, 2, 1, 2))
+SAMPLED = SamplingOptions(1.3, 40, 0.9, 1.2, 0.1, 0.1, random_seed=3, bad_words=((5,), (7, 9)))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: what was compared.
+        error: relative L2 distance; infinite where a NaN was left.
+        limit: the largest that passes.
+    """
+
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.limit
+
+
+def checks(*, quick: bool = False) -> Iterator[Check]:
+    """All comparisons; ``quick`` runs every kernel, but few shapes."""
+    columns = ((1, 352), (9, 160)) if quick else ((1, 352), (3, 1120), (8, 608), (17, 352), (64, 160))
+    for kind, how in KINDS.items():
+        for rows, k in columns:
+            yield from product_checks(kind, how, (rows, k))
+    yield from row_checks()
+    yield sampling_check()
+    for config, mode, batch in quick_models() if quick else models():
+        for one_kernel in (True, False) if batch <= one_kernel_rows(mode) else (False,):
+            yield session_check(config, mode, batch, graphs=not quick, one_kernel=one_kernel)
+
+
+def one_kernel_rows(mode: str) -> int:
+    """Rows up to which a model of :data:`SIZES` decodes in one kernel."""
+    return MAX_W8A8_ROWS if mode.startswith("w8a8") else MAX_ROWS
+
+
+def models() -> Iterator[tuple[ModelConfig, str, int]]:
+    """Sizes, modes and batches."""
+    return itertools.product((SIZES, GROUPED), GPU_MODES, (1, 3, 20, 64))
+
+
+def quick_models() -> Iterator[tuple[ModelConfig, str, int]]:
+    """Of one layer; every kernel of :func:`models` is among them."""
+    modes = ("float16", "int8", "int4", "w8a8+kv8")
+    yield from itertools.product([replace(SIZES, num_layers=1)], modes, (1, 20))
+    yield from itertools.product([replace(GROUPED, num_layers=1)], ("float16", "w8a8+kv8"), (1,))
+
+
+def product_checks(kind: str, how: WeightQuantization | None, shape: tuple[int, int]) -> Iterator[Check]:
+    """One weight type: every way to divide its work, with and without SwiGLU, and what cuBLAS would read of it.
+
+    Args:
+        kind: name of the weight type.
+        how: it is quantized.
+        shape: rows of x, and k.
+    """
+    columns, k = shape
+    generator = torch.Generator().manual_seed(k)
+    dense = DenseWeight((torch.randn(352, k, generator=generator) / k**0.5).half(), torch.randn(352).half() / 10)
+    weight: LinearWeight = on_device(quantize_linear(dense, how, HALF), torch.device(DEVICE))
+    x = torch.randn(columns, k, generator=generator).half().to(DEVICE)
+    ops = TorchOps(HALF)
+    expected = ops.linear(x, weight, "")
+    linear = SkinnyLinear(weight, torch.device(DEVICE))
+    given = rowwise.quantize_rows(x, None) if isinstance(weight, SmoothQuantWeight) else None
+    rows, scale = (given.integers, given.scale) if given else (x, None)
+    name = f"{kind}, {columns} rows, k {k}"
+    for tiles in TILES:
+        yield check(f"{name}, {tiles}", linear(rows, tiles, column_scale=scale), expected, OPERATION)
+        paired = linear(rows, tiles, column_scale=scale, glu=True)
+        yield check(f"{name}, {tiles}, SwiGLU", paired, ops.swiglu(expected), 2 * OPERATION)
+    wide = choose_wide(linear, columns)
+    if wide is not None:
+        for glu in (False, True):
+            found = wide_linear(linear, rows, wide, column_scale=scale, glu=glu)
+            wanted = ops.swiglu(expected) if glu else expected
+            yield check(f"{name}, {wide}{', SwiGLU' if glu else ''}", found, wanted, (1 + glu) * OPERATION)
+    if given is not None and linear.row_scale is not None:
+        held = Int8Rows(linear.packed, linear.row_scale, linear.bias)
+        found = int8_linear(given, held, Int8Tiles(32, 128, 4, 4), dtype=HALF, glu=False, overlap=False)
+        yield check(f"{name}, in Triton", found, expected, OPERATION)
+    elif how is not None:
+        unbiased = replace(weight, bias=None)
+        eye = torch.eye(k, dtype=HALF, device=DEVICE)
+        yield check(f"{name}, expanded", linear.expanded(), ops.linear(eye, unbiased, "").T, 0.0)
+
+
+def row_checks() -> Iterator[Check]:
+    """Norm, quantization and SwiGLU, row by row."""
+    ops = TorchOps(HALF)
+    for rows, width in ((1, 256), (5, 1000)):
+        generator = torch.Generator().manual_seed(width)
+        x, residual = (torch.randn(rows, width, generator=generator).half().to(DEVICE) for _ in range(2))
+        weight = (1 + torch.randn(width, generator=generator) / 10).half().to(DEVICE)
+        summed = torch.empty_like(x)
+        normed = rowwise.add_rms_norm((x, residual, summed), weight, 1e-6)
+        expected, expected_sum = ops.add_rms_norm(x, residual, weight, 1e-6)
+        yield check(f"norm of {rows} x {width}", normed, expected, OPERATION)
+        yield check(f"sum of {rows} x {width}", summed, expected_sum, 0.0)
+        quantized = rowwise.add_rms_norm_quantized((x, residual, summed), weight, 1e-6, None)
+        yield check(f"quantized norm of {rows} x {width}", quantized.integers * quantized.scale, expected, 1e-2)
+        yield check(f"SwiGLU of {rows} x {width}", rowwise.swiglu(x), ops.swiglu(x), OPERATION)
+
+
+def sampling_check() -> Check:
+    """Tokens that the device chooses: those of the host."""
+    prompts = [[1, 2, 3], [7], [1, 2, 3]]
+    host = Sampler(SAMPLED, prompts)
+    device = DeviceSampler(SAMPLED, prompts, steps=8, vocab=2000, device=DEVICE)
+    wrong = 0
+    for seed in range(8):
+        logits = torch.randn(len(prompts), 2000, generator=torch.Generator().manual_seed(seed)) * 3
+        wrong += host.choose(logits) != device.choose(logits.to(DEVICE)).tolist()
+    return Check("sampling on the device", float(wrong), 0.0)
+
+
+def session_check(config: ModelConfig, mode: str, batch: int, *, graphs: bool, one_kernel: bool = False) -> Check:
+    """Prefill and three steps of a small model: the largest distance of their logits from the plain op set's."""
+    weights = dummy_weights(config, GPU_MODES[mode])
+    held = ModelWeights(list(weights.layers), weights.embedding, weights.final_norm, weights.lm_head)
+    limits = BuildLimits(max_batch_size=batch, max_input_len=64, max_output_len=16)
+    plain = TorchSession(config, held, SessionOptions(HALF, "torch", limits, DEVICE))
+    fast = CudaSession(config, held, CudaOptions(HALF, limits, DEVICE, graphs=graphs, one_kernel=one_kernel))
+    generator = torch.Generator().manual_seed(batch)
+    lengths = torch.randint(1, 41, (batch,), generator=generator).tolist()
+    prompts = [torch.randint(0, config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+    errors = [distance(fast.prefill(prompts), plain.prefill(prompts))]
+    for _ in range(3):
+        ids = torch.randint(0, config.vocab_size, (batch,), generator=generator)
+        errors.append(distance(fast.decode(ids), plain.decode(ids)))
+    if fast.decodes_in_one_kernel != one_kernel:
+        errors.append(float("inf"))
+    plain.close()
+    fast.close()
+    integers = mode.startswith("w8a8") or mode.endswith("kv8")
+    way = ", one kernel" if one_kernel else ""
+    name = f"model in {mode}, {batch} rows, {config.num_heads} heads on {config.num_kv_heads}{way}"
+    return Check(name, max(errors), MODEL_OF_INTEGERS if integers else MODEL)
+
+
+def check(name: str, found: Tensor, expected: Tensor, limit: float) -> Check:
+    return Check(name, distance(found, expected), limit)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Relative L2; infinite where a number is none."""
+    if not bool(found.isfinite().all()):
+        return float("inf")
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """New tensors are full of NaN, or of their largest integer."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of operations that know no other algorithm
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run all checks; 1 if one failed."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.evaluation.kernel_checks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="every kernel, but few shapes, and no CUDA graphs")
+    args = parser.parse_args(words)
+    require_gpu("a check of the kernels")
+    failed = count = 0
+    with poisoned(), torch.inference_mode():
+        for result in checks(quick=args.quick):
+            count += 1
+            failed += not result.passed
+            print(f"{'ok    ' if result.passed else 'FAILED'} {result.error:9.2e}  {result.name}", flush=True)
+    print(f"{count - failed} of {count} checks passed")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
