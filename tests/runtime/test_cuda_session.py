@@ -130,9 +130,12 @@ def test_without_a_gpu_the_message_says_what_to_use() -> None:
         CudaSession(config, replace(random_weights(config, "dense", int8_cache=False), layers=[]), CudaOptions())
 
 
-@pytest.mark.parametrize(("batch", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, 16), (17, 24), (64, 64)])
-def test_buckets(batch: int, bucket: int) -> None:
-    assert bucket_of(batch) == bucket
+@pytest.mark.parametrize(("batch", "most", "bucket"), [
+    (1, 64, 1), (2, 64, 2), (3, 64, 4), (3, 3, 4), (5, 64, 8), (5, 5, 8), (6, 7, 8), (8, 8, 8), (9, 64, 16),
+    (9, 9, 9), (17, 64, 24), (63, 63, 63), (64, 64, 64),
+])  # fmt: skip
+def test_buckets(batch: int, most: int, bucket: int) -> None:
+    assert bucket_of(batch, most) == bucket
 
 
 SAMPLED = SamplingOptions(

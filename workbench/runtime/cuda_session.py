@@ -26,7 +26,7 @@ from workbench.recipe import BuildLimits
 from workbench.runtime.decoding_state import Decoding, bucket_of
 from workbench.runtime.device_sampling import DeviceSampler, fetched
 from workbench.runtime.limits import check_decode, check_ids, check_positions, check_prompts, sequence_limit
-from workbench.runtime.persistent_decode import decode_step
+from workbench.runtime.persistent_decode import prepared_kernel
 from workbench.runtime.session import padded
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class CudaSession:
 
         Only one bucket's is kept: caches are most of the memory.
         """
-        bucket = min(bucket_of(batch), self.limits.max_batch_size)
+        bucket = bucket_of(batch, self.limits.max_batch_size)
         needed = min(-(-needed // ROOM) * ROOM, self.max_len)
         if self._decoding is None or self._decoding.bucket != bucket or self._decoding.max_len < needed:
             self._decoding = None
@@ -289,7 +289,10 @@ class CudaSession:
 
     def _grown(self, held: Decoding, needed: int) -> Decoding:
         """The same state with twice the room, as far as there may be; its step is captured anew."""
-        caches = self._allocated(held.bucket, min(max(needed, 2 * held.max_len), self.max_len))
+        try:
+            caches = self._allocated(held.bucket, min(max(needed, 2 * held.max_len), self.max_len))
+        except LimitError:  # old and new are held together: a little more may fit where twice as much does not
+            caches = self._allocated(held.bucket, min(-(-needed // ROOM) * ROOM, self.max_len))
         for old, new in zip(held.caches, caches, strict=True):
             new.key[:, :, : held.max_len] = old.key
             new.value[:, :, : held.max_len] = old.value
@@ -298,7 +301,7 @@ class CudaSession:
 
     def _ready(self, held: Decoding) -> Decoding:
         if self.options.one_kernel:
-            held.kernel = decode_step(self.model, self.ops, held.caches, (held.ids, held.start))
+            held.kernel = prepared_kernel(self.model, self.ops, held.caches, (held.ids, held.start))
         return held
 
     def _allocated(self, bucket: int, rows: int) -> list[LayerCache[Tensor]]:
@@ -352,10 +355,11 @@ class CudaSession:
         held.ids.copy_(ids)
         held.start.copy_(start)
         torch.cuda.synchronize()
-        held.graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # Of this thread alone: in a notebook another one may allocate memory meanwhile.
-        with torch.cuda.graph(held.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step(held)
+        held.graph = graph
 
 
 def _randomize(tensor: Tensor) -> None:

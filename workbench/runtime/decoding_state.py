@@ -45,6 +45,9 @@ class Decoding:
         return sum(tensor.nbytes for cache in self.caches for tensor in (cache.key, cache.value))
 
 
-def bucket_of(batch: int) -> int:
-    """The batch that a graph is captured for: powers of two up to 8, then multiples of 8."""
-    return 1 << (batch - 1).bit_length() if batch <= 8 else -(-batch // 8) * 8
+def bucket_of(batch: int, most: int) -> int:
+    """The rows that a step is prepared for: powers of two up to 8, then multiples of 8, but no more than ``most``.
+
+    The one kernel knows no other numbers up to 8, so those are not cut.
+    """
+    return 1 << (batch - 1).bit_length() if batch <= 8 else min(-(-batch // 8) * 8, most)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels.decode_step import (
-    MAX_ROWS,
     DecodeStep,
     StepLayer,
     StepModel,
@@ -64,14 +63,14 @@ def _layer(ops: TritonOps, layer: LayerWeights, cache: LayerCache[Tensor]) -> St
     )
 
 
-def decode_step(
+def prepared_kernel(
     model: InternLM,
     ops: TritonOps,
     caches: Sequence[LayerCache[Tensor]],
     state: tuple[Tensor, Tensor],
     tuning: StepTuning | None = None,
 ) -> DecodeStep | None:
-    """The kernel over these caches, or None where it cannot run this model or batch.
+    """The kernel over these caches, or None where it cannot run this model or batch: :func:`why_it_cannot` says why.
 
     Args:
         model: with its weights in the hands of ``ops``.
@@ -80,10 +79,20 @@ def decode_step(
         state: ids int64 ``[rows]`` and start int32 ``[rows]``, see :class:`DecodeStep`.
         tuning: of the kernel.
     """
-    rows = len(state[0])
-    if ops.dtype != torch.float16 or ops.device.type != "cuda" or rows > MAX_ROWS or not caches:
-        return None
-    if not can_run_on(ops.device):
+    if why_it_cannot(model, ops, caches, len(state[0])) is not None:
         return None
     found = step_model(model, ops, caches)
-    return None if found is None or why_not(found, rows) else DecodeStep(found, *state, tuning)
+    assert found is not None
+    return DecodeStep(found, *state, tuning)
+
+
+def why_it_cannot(model: InternLM, ops: TritonOps, caches: Sequence[LayerCache[Tensor]], rows: int) -> str | None:
+    """Why a step of so many rows goes operation by operation; None where one kernel does it."""
+    if ops.dtype != torch.float16:
+        return f"activations in {str(ops.dtype).removeprefix('torch.')}"
+    if ops.device.type != "cuda" or not can_run_on(ops.device):
+        return "another device than those that the kernel was measured on"
+    if not caches:
+        return "no layers"
+    found = step_model(model, ops, caches)
+    return "weights without a packed form" if found is None else why_not(found, rows)

@@ -34,8 +34,9 @@ from workbench.model.internlm import InternLM
 from workbench.model.ops import LayerCache
 from workbench.model.rotary import rotary_tables
 from workbench.model.weights import ModelWeights, SmoothQuantWeight
+from workbench.runtime import persistent_decode
 from workbench.runtime.cuda_session import CudaOptions, CudaSession
-from workbench.runtime.persistent_decode import decode_step, step_model
+from workbench.runtime.persistent_decode import prepared_kernel, step_model, why_it_cannot
 from workbench.runtime.session import SessionOptions, TorchSession
 
 HALF = torch.float16
@@ -44,7 +45,7 @@ SHAPE_7B = StepShape(1, Kind.FLOAT16, Kind.FLOAT16, 1, 1, 4096, 11008, 32, 32, 1
 
 
 def _is_new_enough() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= CAPABILITY
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == CAPABILITY
 
 
 needs_hopper = pytest.mark.skipif(not _is_new_enough(), reason="needs a GPU of compute capability 9.0")
@@ -148,16 +149,30 @@ def test_models_that_the_kernel_cannot_run_are_named() -> None:
     whole = _model(config, random_weights(config, "w8a8", int8_cache=False))
     assert whole is not None
     assert (why_not(whole, 2), why_not(whole, 4), why_not(model, 8)) == (None, "4 rows", None)
+    assert [why_not(model, rows) for rows in (3, 5, 16)] == ["3 rows", "5 rows", "16 rows"]
     assert _model(config, replace(dense, lm_head=None)) is None
 
 
-def test_other_devices_and_dtypes_decode_operation_by_operation() -> None:
+def test_other_devices_dtypes_and_batches_decode_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(4)
-    weights = random_weights(config, "dense", int8_cache=False)
-    model = InternLM(config, weights, rotary_tables(config, 8))
-    state = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
+    model = InternLM(config, random_weights(config, "dense", int8_cache=False), rotary_tables(config, 8))
     cache = torch.zeros(1, 4, 8, 32)
-    assert decode_step(model, TritonOps(HALF, device="cpu"), [LayerCache(cache, cache)] * 3, state) is None
+    caches = [LayerCache(cache, cache)] * 3
+    ops = TritonOps(HALF, device="cpu")
+    ops.prepared = _packed_anywhere  # type: ignore[method-assign]
+    assert why_it_cannot(model, ops, caches, 1) == "another device than those that the kernel was measured on"
+    state = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
+    assert prepared_kernel(model, ops, caches, state) is None
+    ops.device = torch.device("cuda")
+    monkeypatch.setattr(persistent_decode, "can_run_on", lambda _: True)
+    assert why_it_cannot(model, ops, caches, 1) is None
+    assert why_it_cannot(model, ops, caches, 3) == "3 rows"
+    assert why_it_cannot(model, ops, [], 1) == "no layers"
+    ops.dtype = torch.bfloat16
+    assert why_it_cannot(model, ops, caches, 1) == "activations in bfloat16"
+    ops.dtype = HALF
+    monkeypatch.setattr(persistent_decode, "can_run_on", lambda _: False)
+    assert why_it_cannot(model, ops, caches, 1) == "another device than those that the kernel was measured on"
 
 
 CASES = [
@@ -201,7 +216,9 @@ def test_logits_are_those_of_the_plain_session(
     session.prefill(prompts)
     held = session._decoding
     assert held is not None
-    step = decode_step(session.model, session.ops, held.caches, (held.ids, held.start), replace(tuning, watchdog=True))
+    step = prepared_kernel(
+        session.model, session.ops, held.caches, (held.ids, held.start), replace(tuning, watchdog=True)
+    )
     assert step is not None
     limit = TOLERANCE[HALF]["model"] * (8 if int8_cache or kind in ("w8a8", "static") else 1)
     for done in range(3):

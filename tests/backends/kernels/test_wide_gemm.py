@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.backends.kernels.test_skinny_gemm import KINDS, make_weight, needs_gpu, needs_nvrtc, on_gpu
 from tests.tolerances import TOLERANCE, relative_l2
+from workbench.backends.kernels import wide_gemm
 from workbench.backends.kernels.nvrtc import compile_cubin
 from workbench.backends.kernels.skinny_gemm import MAX_COLUMNS, Kind, SkinnyLinear
 from workbench.backends.kernels.wide_gemm import (
@@ -21,6 +22,7 @@ from workbench.backends.kernels.wide_gemm import (
     WideTiles,
     choose_wide,
     default_wide,
+    possible_wide,
     source,
     wide_linear,
 )
@@ -106,8 +108,20 @@ def test_the_choice_for_every_number_of_columns_is_sound(kind: str) -> None:
             expected = TorchOps(HALF).linear(x, on_gpu(weight), "")
             expected = TorchOps(HALF).swiglu(expected) if glu else expected
             assert relative_l2(run(weight, x, tiles, glu=glu), expected) < TOLERANCE[HALF]["op"], (rows, columns)
-        assert choose_wide(linear, MIN_COLUMNS - 1) is None
-        assert choose_wide(linear, MAX_COLUMNS + 1) is None
+        assert possible_wide(linear, MIN_COLUMNS - 1) is None
+        assert possible_wide(linear, MAX_COLUMNS + 1) is None
+
+
+@pytest.mark.parametrize("kind", ["dense", "int8", "int4_128", "w8a8"])
+def test_only_kinds_that_were_compared_are_chosen(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = SkinnyLinear(make_weight(kind, 64, 128, bias=False), torch.device("cpu"))
+    monkeypatch.setattr(wide_gemm, "_device", lambda _: (HOPPER, H100_PROCESSORS))
+    assert possible_wide(linear, 40) == default_wide(linear.kind, 64, H100_PROCESSORS)
+    assert possible_wide(linear, MIN_COLUMNS - 1) is None
+    monkeypatch.setattr(wide_gemm, "COMPARED", frozenset(Kind) - {linear.kind})
+    assert choose_wide(linear, 40) is None
+    monkeypatch.setattr(wide_gemm, "COMPARED", frozenset({linear.kind}))
+    assert choose_wide(linear, 40) == possible_wide(linear, 40)
 
 
 @needs_nvrtc

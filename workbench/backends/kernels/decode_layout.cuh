@@ -24,6 +24,8 @@
 typedef unsigned long long u64;
 typedef long long i64;
 
+static_assert(NB == 1 || NB == 2 || NB == 4 || NB == 8, "warps divide the rows of x evenly");
+
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 constexpr int up(int a, int b) { return (a + b - 1) / b; }
 constexpr int step_values(int kind) { return kind == 0 ? 32 : kind == 2 ? 128 : 64; }

@@ -24,9 +24,10 @@ SOURCES = (
     *(f"decode_{part}.cuh" for part in ("layout", "ring", "rows", "product", "attention")),
     "decode_step.cu",
 )
-MAX_ROWS = 8
-MAX_W8A8_ROWS = 2  # every block quantizes all rows for itself: beyond, operation by operation is faster
-CAPABILITY = (9, 0)  # the first that it was measured on
+ROWS = (1, 2, 4, 8)
+MAX_ROWS = max(ROWS)
+MAX_W8A8_ROWS = 2  # every block quantizes all rows for itself: 8 were slower than operation by operation
+CAPABILITY = (9, 0)  # that it was measured on
 SHARED_BYTES = 227 << 10
 THREADS = 640
 STATIC_SHARED_BYTES = 4 << 10  # barriers and the like, beside what the kernel lays out itself
@@ -239,7 +240,7 @@ def why_not(model: StepModel, rows: int = 1) -> str | None:
         return "groups of several sizes"
     if model.head.kind is Kind.INT4 and linears[0].kind is not Kind.INT4:
         return "an INT4 head over other weights"
-    if rows > (MAX_W8A8_ROWS if linears[0].kind is Kind.W8A8 else MAX_ROWS):
+    if rows not in ROWS or (linears[0].kind is Kind.W8A8 and rows > MAX_W8A8_ROWS):
         return f"{rows} rows"
     if model.head_dim not in HEAD_DIMS:
         return f"heads of {model.head_dim} values"
@@ -380,8 +381,8 @@ def _on_device(layers: list[_Layer], device: torch.device) -> Tensor:
 
 
 def can_run_on(device: torch.device) -> bool:
-    """Whether a GPU is one that the kernel was measured on, or has as much shared memory: 8 rows need most of it."""
-    return torch.cuda.get_device_capability(device) >= CAPABILITY and _shared_limit(device) >= SHARED_BYTES
+    """Whether a GPU is one that the kernel was measured on; 8 rows need most of its shared memory."""
+    return torch.cuda.get_device_capability(device) == CAPABILITY and _shared_limit(device) >= SHARED_BYTES
 
 
 def _shared_limit(device: torch.device) -> int:

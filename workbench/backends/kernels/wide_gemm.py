@@ -106,7 +106,12 @@ class WideTiles:
 
 
 def choose_wide(linear: SkinnyLinear, columns: int) -> WideTiles | None:
-    """A sound choice for any shape; None where the kernel does not run, or was not measured to be faster."""
+    """A sound choice for any shape; None where the kernel does not run, is not :data:`COMPARED`, or not faster."""
+    return possible_wide(linear, columns) if linear.kind in COMPARED else None
+
+
+def possible_wide(linear: SkinnyLinear, columns: int) -> WideTiles | None:
+    """As :func:`choose_wide`, for kinds that nobody compared yet too."""
     if not MIN_COLUMNS <= columns <= MAX_COLUMNS:
         return None
     capability, processors = _device(linear.packed.device.index or 0)
@@ -127,6 +132,10 @@ def _device(index: int) -> tuple[tuple[int, int], int]:
     """Compute capability and number of processors."""
     return torch.cuda.get_device_capability(index), torch.cuda.get_device_properties(index).multi_processor_count
 
+
+# Kinds whose products were compared with the plain op set on a GPU in this state of the kernel
+# (``python -m workbench.evaluation.kernel_checks``): the others are timed, but not used.
+COMPARED: frozenset[Kind] = frozenset()
 
 # As measured on an H100 for the shapes of InternLM-7B; the first of equals is taken.
 WHOLE_CHOICES = (
