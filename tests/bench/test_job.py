@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 import traitlets
 
 from workbench.bench import job as job_module
 from workbench.bench.job import ENDED, Job, JobQueue
-from workbench.errors import Cancelled, WorkbenchError
+from workbench.errors import Cancelled, LimitError, WorkbenchError
 from workbench.progress import ProgressEvent, Reporter
 
 SECONDS = 10
@@ -221,6 +222,17 @@ def test_an_unforeseen_error_is_told_and_raised_again() -> None:
         job.result(SECONDS)
     assert job.state == "failed"
     assert job.message == "ZeroDivisionError: division by zero. Mend the cause and press Start again"
+
+
+def test_a_gpu_without_memory_is_told_in_our_words() -> None:
+    def work(**_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    job = Job("a job", work).start().wait(5)
+    assert job.state == "failed"
+    assert job.message.startswith("the GPU's memory is used up: 2.00 GiB more were wanted; run fewer")
+    with pytest.raises(LimitError, match="memory is used up"):
+        job.result()
 
 
 def test_a_failed_job_makes_room_for_the_next() -> None:

@@ -14,10 +14,11 @@ import torch
 from workbench.bench import models as models_module
 from workbench.bench.bench import Bench
 from workbench.bench.models import HUGGING_FACE, describe
+from workbench.bench.open_session import OpenedSession, open_session
 from workbench.checkpoint.unified import load_checkpoint
 from workbench.engine.folder import EngineConfig, write_engine_config
 from workbench.engine.interpreted_model import InterpretedModel
-from workbench.errors import CheckpointError, LimitError, RecipeError, WorkbenchError
+from workbench.errors import BackendError, CheckpointError, LimitError, RecipeError, WorkbenchError
 from workbench.evaluation import memory
 from workbench.quantization.convert import convert
 from workbench.recipe import BuildLimits, Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
@@ -191,6 +192,27 @@ def test_an_engine_speaks_by_its_checkpoint_where_no_gpu_is(bench, checkpoint, t
     assert speaker.name == "engine engine on cpu"
     assert "engine cannot run here" in speaker.reason
     assert speaker.session.limits.max_input_len == 8
+
+
+@pytest.mark.parametrize("hindrance", ["another dtype", ""])
+@pytest.mark.parametrize("runs", [True, False])
+def test_an_engine_takes_the_memory_of_what_it_was_opened_on(bench, checkpoint, tmp_path, monkeypatch, hindrance, runs):
+    def runnable(_):
+        if not runs:
+            raise BackendError("another TensorRT")
+
+    session = open_session(checkpoint, "cpu").session
+    session.backend = "tensorrt" if runs else "cpu" if hindrance else "triton"
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(models_module, "require_runnable", runnable)
+    monkeypatch.setattr(models_module, "gpu_hindrance", lambda _: hindrance)
+    monkeypatch.setattr(models_module, "free_bytes", lambda device: asked.append(device) or 1e12)
+    monkeypatch.setattr(models_module, "open_session", lambda _: OpenedSession(session, "as it is"))
+    bench.models.speakers([_engine(tmp_path / "engine", checkpoint)])
+    device = "cpu" if hindrance and not runs else "cuda"
+    assert [opened.device for opened in bench.models._open.values()] == [device]
+    assert asked[-1] == device  # room was made where it is needed
 
 
 def test_an_engine_whose_checkpoint_is_gone(bench, checkpoint, tmp_path):

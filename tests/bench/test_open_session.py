@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from workbench.bench.open_session import open_session
+from tests.random_model import SMALL
+from workbench.bench.open_session import MEMORY_FACTOR, OpenedSession, open_session, weight_bytes
+from workbench.checkpoint.dummy_checkpoint import write_dummy_checkpoint
 from workbench.checkpoint.unified import load_checkpoint
 from workbench.engine.folder import EngineConfig, write_engine_config
 from workbench.errors import BackendError, CheckpointError, LimitError
@@ -151,6 +154,14 @@ def test_a_float16_recipe_runs_on_the_gpu_of_itself(half: Path, checkpoint: Path
     assert open_session(half, "cpu").session.backend == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("backend", "device"), [("cpu", "cpu"), ("torch", "cpu"), ("triton", "cuda"), ("tensorrt", "cuda")]
+)
+def test_what_was_opened_says_whose_memory_it_takes(backend: str, device: str) -> None:
+    session: Any = SimpleNamespace(backend=backend)
+    assert OpenedSession(session, "").device == device
+
+
 @pytest.mark.usefixtures("gpu")
 def test_weights_that_a_gpu_has_no_room_for_run_on_the_cpu(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.evaluation.memory.free_bytes", lambda _: 1000.0)
@@ -160,6 +171,33 @@ def test_weights_that_a_gpu_has_no_room_for_run_on_the_cpu(half: Path, monkeypat
     assert opened.reason.endswith("and the GPU has 1e-06 GB free")
     with pytest.raises(LimitError, match=r"the checkpoint half needs .* of memory on cuda; allowed: 1e-06 GB"):
         open_session(half, "triton")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_drawn_weights_that_a_gpu_has_no_room_for_run_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = write_dummy_checkpoint(tmp_path / "drawn", SMALL, Recipe(weights=Int8WeightOnly()))
+    size = weight_bytes(drawn)
+    assert size > 0
+    monkeypatch.setattr("workbench.evaluation.memory.free_bytes", lambda _: MEMORY_FACTOR * size - 1)
+    assert "the fast CPU kernels, since the weights take" in open_session(drawn.folder).reason
+    monkeypatch.setattr("workbench.evaluation.memory.free_bytes", lambda _: MEMORY_FACTOR * size)
+    assert open_session(drawn.folder).session.backend == "triton"
+    monkeypatch.setattr("workbench.evaluation.memory.free_bytes", lambda _: size - 1)
+    with pytest.raises(LimitError, match="the checkpoint drawn needs"):
+        open_session(drawn.folder, "triton")
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(weights=Int4WeightOnly(group_size=32))], ids=["dense", "int4"])
+def test_drawn_weights_take_what_files_of_them_would(
+    random_model_dir: Callable[..., Path], tmp_path: Path, recipe: Recipe
+) -> None:
+    written = convert(random_model_dir(), recipe, tmp_path / "written")
+    drawn = write_dummy_checkpoint(tmp_path / "drawn", written.config, recipe)
+    assert list(drawn.folder.glob("*.safetensors")) == []
+    header = 0.1  # names and places, in files this small
+    assert weight_bytes(drawn) == pytest.approx(weight_bytes(load_checkpoint(written.folder)), rel=header)
 
 
 @no_gpu

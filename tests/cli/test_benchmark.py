@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from workbench.cli.main import main
 from workbench.errors import LimitError
@@ -115,12 +117,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     asked: list[dict[str, Any]] = []
 
-    def timed(name: str, config: Any, options: Any, _: object, *, known: Any, keep: Any) -> GpuBenchmarkResult:
+    def timed(name: str, config: Any, options: Any, listeners: Any, *, known: Any) -> GpuBenchmarkResult:
         asked.append({"name": name, "config": config, "options": options, "known": known})
         speed = GpuSpeed(options.modes[0], 1, 128, 2.0, 500.0, 10**9, 0.5, 1e10, 10**9)
         conditions = Conditions(name, {}, options.steps, "GPU", {"torch": "2"}, "code")
         result = GpuBenchmarkResult(conditions, {"steps": 8}, 3e12, (speed,), (), "2026-11-30", 60.0)
-        keep(result)
+        if options.steps == 11:
+            return replace(result, speeds=(), skipped=("float16 batch 1 context 128: does not fit",))
+        listeners.keep(result)
+        if options.steps == 12:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if options.steps == 13:
             raise LimitError("an unlucky number of steps")
         return result
@@ -161,14 +167,80 @@ def test_a_run_that_was_stopped_goes_on(
     assert main(["benchmark", *words]) == 0
     assert [speed.mode for speed in gpu[1]["known"].speeds] == ["float16"]
     assert f"1 cases are in {file} already" in capsys.readouterr().out
-    # What was measured stays when a case cannot be: the error is told, and written nowhere.
-    assert "an unlucky number of steps" in refused("benchmark", *words, "--steps", "13")
-    assert json.loads(file.read_text())["result"]["speeds"]
-    assert json.loads(file.read_text())["exit_code"] is None
+    assert json.loads(file.read_text())["exit_code"] == 0
     file.write_text("{}")
     assert "has no result to go on with; give another path, or leave --resume out" in refused("benchmark", *words)
     file.write_text('{"result": {"model": "demo"}}')
     assert "this is no result of a GPU benchmark (" in refused("benchmark", *words)
+
+
+TINY_GPU = ("benchmark", "--preset", "internlm2-1.8b", "--dummy")
+TIMED = {"speeds": [{"mode": "int4"}], "skipped": []}
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("steps", "told"), [("12", "the GPU's memory is used up"), ("13", "an unlucky number of steps")]
+)
+@pytest.mark.parametrize("resume", [True, False])
+def test_what_was_timed_before_an_error_stays_and_the_error_is_beside_it(
+    refused: Refused, tmp_path: Path, steps: str, told: str, resume: bool
+) -> None:
+    file = tmp_path / "speeds.json"
+    words = (*TINY_GPU, "--json", file, "--steps", steps, *(["--resume"] if resume else []))
+    assert told in refused(*words)
+    content = json.loads(file.read_text())
+    assert [speed["mode"] for speed in content["result"]["speeds"]] == ["float16"]
+    assert content["exit_code"] == 2
+    assert told in content["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--prefills", "0x8"), ("--threads", "2"), ("--n_layer", "0"), ("--steps", "9")], ids=lambda w: w[0]
+)
+def test_what_is_resumed_stays_whatever_is_wrong(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    file = tmp_path / "speeds.json"
+    file.write_text(json.dumps({"result": TIMED}))
+    told = refused(*TINY_GPU, "--json", file, "--resume", *wrong)
+    content = json.loads(file.read_text())
+    assert content["result"] == TIMED
+    assert content["error"]["message"] in told
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_file_of_an_earlier_run_that_is_not_resumed_has_the_error_alone(refused: Refused, tmp_path: Path) -> None:
+    file = tmp_path / "speeds.json"
+    file.write_text(json.dumps({"command": "benchmark", "exit_code": 0, "result": TIMED}))
+    told = refused(*TINY_GPU, "--json", file, "--prefills", "0x8")
+    content = json.loads(file.read_text())
+    assert set(content) == {"command", "version", "exit_code", "error"}
+    assert content["error"]["message"] in told
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_run_in_which_nothing_fits_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = ("--roofline", str(tmp_path / "roofline.png"), "--markdown", str(tmp_path / "tables.md"))
+    assert main([*TINY_GPU, "--steps", "11", *files]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "skipped float16 batch 1 context 128: does not fit"
+    assert "Not run: float16 batch 1 context 128: does not fit." in (tmp_path / "tables.md").read_text()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_figure_and_tables_appear_together(refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from workbench.evaluation import gpu_markdown
+
+    def broken(*_: object) -> str:
+        raise OSError("the disk is full")
+
+    figure, tables = tmp_path / "roofline.png", tmp_path / "tables.md"
+    tables.write_text("old")
+    monkeypatch.setattr(gpu_markdown, "markdown", broken)
+    assert "the disk is full" in refused(*TINY_GPU, "--roofline", figure, "--markdown", tables)
+    assert not figure.exists()
+    assert tables.read_text() == "old"
 
 
 @pytest.mark.usefixtures("gpu")

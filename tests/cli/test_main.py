@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from workbench.cli import main as main_module
-from workbench.cli.command import Command, Outcome
+from workbench.cli.command import Command, Outcome, Unfinished
 from workbench.cli.main import MODULES, load_command, main
-from workbench.errors import Cancelled, CheckpointError, GateError
+from workbench.errors import Cancelled, CheckpointError, GateError, LimitError
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +105,30 @@ def test_the_evidence_of_a_failed_gate_is_recorded(monkeypatch: pytest.MonkeyPat
     assert main(["planted", "--json", str(tmp_path / "x.json")]) == 1
     content = json.loads((tmp_path / "x.json").read_text())
     assert content["error"]["details"] == {"failed": [{"tap": "logits"}]}
+
+
+def test_a_gpu_without_memory_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert main(["planted", "--json", str(tmp_path / "x.json")]) == 2
+    told = "the GPU's memory is used up: 2.00 GiB more were wanted; run fewer or shorter prompts at once"
+    assert told in capsys.readouterr().err
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert (content["exit_code"], content["error"]["kind"]) == (2, "LimitError")
+    assert content["error"]["message"].startswith(told)
+
+
+@pytest.mark.parametrize("cause", [LimitError("too much"), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_was_found_before_an_error_is_recorded_beside_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], cause: LimitError | OSError
+) -> None:
+    plant(monkeypatch, Unfinished(cause, {"figure": 1}))
+    assert main(["planted", "--json", str(tmp_path / "x.json")]) == 2
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert (content["exit_code"], content["result"]) == (2, {"figure": 1})
+    assert content["error"]["kind"] == type(cause).__name__
+    assert content["error"]["message"] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Cancelled()])

@@ -35,6 +35,12 @@ def test_a_text_in_every_line(tmp_path: Path) -> None:
     assert given_prompts(args_of(path)).texts == ("one, two", "  three é")
 
 
+def test_a_line_keeps_its_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("one \n\tthe answer is  \n \n")
+    assert given_prompts(args_of(path)).texts == ("one ", "\tthe answer is  ")
+
+
 def test_ids_in_every_line(tmp_path: Path) -> None:
     path = tmp_path / "ids.csv"
     path.write_text('1, 2,3\n"4",,\n5,6\n')
@@ -88,6 +94,9 @@ def test_one_row_is_one_prompt(tmp_path: Path) -> None:
         ("a.csv", b",,\n1\n", "a.csv: line 1 holds no ids; remove it, or fill it"),
         ("a.csv", "1,٢\n".encode(), "a.csv: line 1 holds '٢'"),
         ("a.csv", b"1," + b"9" * 5000, "a.csv: line 1 holds '9999999999999999999999999999999999999999'; allowed"),
+        ("a.npy", b"PK\x03\x04 and no archive", "a.npy cannot be read as a NumPy table of numbers; save one with"),
+        ("a.npy", b"\x93NUMPY\x01\x00\x04\x00((((", "a.npy cannot be read as a NumPy table of numbers"),
+        ("a.npy", b"\x93NUMPY\x01\x00\x0b\x00  {'descr'\n", "a.npy cannot be read as a NumPy table of numbers"),
         ("a.npy", b"1,2\n", "a.npy cannot be read as a NumPy table of numbers; save one with np.save; fill shorter"),
         ("a.npy", b"", "a.npy cannot be read as a NumPy table of numbers"),
         ("a.json", b"[]", "a.json; allowed: a file that ends in .txt, .csv, .npy"),
@@ -98,6 +107,17 @@ def test_a_file_that_holds_no_prompts(tmp_path: Path, name: str, content: bytes,
     with pytest.raises(UsageError) as raised:
         given_prompts(args_of(tmp_path / name))
     assert told in str(raised.value)
+
+
+def test_a_quote_that_nothing_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('1\n"2' + "9" * 200000)
+    with pytest.raises(UsageError) as raised:
+        given_prompts(args_of(path))
+    assert str(raised.value) == (
+        f"{path}: line 2 is no line of a CSV file (field larger than field limit (131072)); allowed: token ids, whole "
+        "numbers from 0, with commas between them; remove it, or its quotes"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,34 +19,23 @@ from workbench.evaluation import gpu_reference
 from workbench.evaluation.gpu_benchmark import (
     GPU_MODES,
     GpuBenchmarkOptions,
+    Listeners,
     dummy_weights,
     gpu_benchmark,
-    prefill_flops,
-    step_flops,
     timed_config,
 )
+from workbench.evaluation.gpu_reference import COMPILED_LENGTHS, EAGER_LENGTHS
 from workbench.evaluation.gpu_results import GpuBenchmarkResult
+from workbench.evaluation.gpu_work import prefill_flops, step_flops
 from workbench.model.presets import PRESETS
 from workbench.model.weights import DenseWeight, Int4GroupWeight, SmoothQuantWeight
+from workbench.recipe import BuildLimits
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SMALL = replace(
     PRESETS["internlm-7b"], hidden_size=256, intermediate_size=352, num_layers=2, num_heads=4, num_kv_heads=4,
     head_dim=64, vocab_size=320, eos_token_ids=(2,),
 )  # fmt: skip
-
-
-def test_operations_are_two_a_weight_and_four_a_key_element() -> None:
-    config = PRESETS["internlm-7b"]
-    weights = 32 * (4096 * 12288 + 4096 * 4096 + 3 * 4096 * 11008) + 103168 * 4096
-    assert step_flops(config, 3, 100) == 3 * (2 * weights + 4 * 32 * 4096 * 100)
-
-
-def test_a_prefill_multiplies_the_head_once_a_prompt_and_looks_back_only() -> None:
-    config = PRESETS["internlm-7b"]
-    layers = 32 * (4096 * 12288 + 4096 * 4096 + 3 * 4096 * 11008)
-    attention = 4 * 32 * 4096 * (1 + 2 + 3)
-    assert prefill_flops(config, 5, 3) == 5 * (3 * 2 * layers + attention + 2 * 103168 * 4096)
 
 
 def test_a_model_is_timed_with_room_for_the_longest_case_and_plain_rope() -> None:
@@ -114,6 +104,8 @@ class _Session:
         type(self).opened += 1
         self.ops = SimpleNamespace(weight_bytes=1000)
 
+    def resize(self, _: BuildLimits) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -164,7 +156,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_every_case_has_a_line_or_a_reason() -> None:
     kept: list[GpuBenchmarkResult] = []
-    result = gpu_benchmark("small", SMALL, QUICK, keep=kept.append)
+    result = gpu_benchmark("small", SMALL, QUICK, Listeners(keep=kept.append))
     modes = ["float16"] * 4 + ["int4"] * 4 + ["hf eager"] * 4 + ["hf compiled"]
     assert [speed.mode for speed in result.speeds] == modes
     assert [(s.task, s.batch, s.context) for s in result.speeds[:4]] == [
@@ -174,8 +166,12 @@ def test_every_case_has_a_line_or_a_reason() -> None:
         f"{mode} batch 16 context 24: does not fit the device's memory" for mode in ("float16", "int4", "hf eager")
     )
     step, prefill = result.speeds[1], result.speeds[3]
-    assert (step.step_ms, step.tokens_per_s, step.moved_bytes) == (2.0, 8000, 1000 + 16 * 10 * 10)  # 8 + 4 / 2 tokens
-    assert step.bandwidth_share == pytest.approx(2600 / 2e-3 / 1e12)
+    assert (step.step_ms, step.tokens_per_s, step.moved_bytes) == (
+        2.0,
+        8000,
+        1000 + 16 * 13 * 10,
+    )  # 8 + 3 + 4 / 2 tokens
+    assert step.bandwidth_share == pytest.approx(3080 / 2e-3 / 1e12)
     assert (prefill.tokens_per_s, prefill.moved_bytes) == (6400, 1000 + 2 * 16 * 10)
     assert prefill.tflops == pytest.approx(prefill_flops(SMALL, 2, 16) / 5e9)
     assert kept[-1] == result
@@ -184,13 +180,83 @@ def test_every_case_has_a_line_or_a_reason() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
+def test_hugging_face_is_counted_at_the_context_that_it_is_timed_at() -> None:
+    result = gpu_benchmark("small", SMALL, QUICK)
+    found = {
+        speed.mode: speed
+        for speed in result.speeds
+        if speed.task == "decode" and (speed.batch, speed.context) == (1, 8)
+    }
+    for mode, (short, long) in {"hf eager": EAGER_LENGTHS, "hf compiled": COMPILED_LENGTHS}.items():
+        # The step that makes token n finds the prompt and n - 2 tokens in the cache, and leaves one more.
+        mean = statistics.mean(8 + n - 1.5 for n in range(short + 1, long + 1))
+        assert (found[mode].steps, found[mode].moved_bytes) == (long - short, 2000 + int(20 * mean))
+        assert found[mode].flops == step_flops(SMALL, 1, mean)
+    assert found["int4"].steps == 4
+    assert {speed.steps for speed in result.speeds if speed.task == "prefill"} == {0}
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_the_most_memory_is_that_of_the_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = {"now": 100, "most": 0}
+
+    def take(count: int) -> None:
+        memory["now"] = 100 + count
+        memory["most"] = max(memory["most"], memory["now"])
+
+    def decode(_: _Session, case: Any) -> float:
+        take(case.batch * case.context)
+        return 2.0
+
+    monkeypatch.setattr(_Session, "resize", lambda *_: take(0))
+    monkeypatch.setattr(benchmarking, "_decode_ms", decode)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: memory.update(most=memory["now"]))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: memory["most"])
+    falling = replace(QUICK, modes=("float16",), batches=(16, 1), contexts=(24, 8), prefills=(), hugging_face=False)
+    result = gpu_benchmark("small", SMALL, falling)
+    assert {(s.batch, s.context): s.peak_bytes for s in result.speeds} == {
+        (batch, context): 100 + batch * context for batch in (1, 16) for context in (8, 24)
+    }
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("no memory"), LimitError("no memory")])
+def test_a_mode_whose_weights_do_not_fit_is_skipped(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def draw(config: Any, recipe: Any) -> Any:
+        if recipe == GPU_MODES["float16"]:
+            raise error
+        return dummy_weights(config, recipe)
+
+    kept: list[GpuBenchmarkResult] = []
+    monkeypatch.setattr(benchmarking, "dummy_weights", draw)
+    result = gpu_benchmark("small", SMALL, QUICK, Listeners(keep=kept.append))
+    assert {speed.mode for speed in result.speeds} == {"int4"}
+    lost = [line for line in result.skipped if line.endswith(": the weights do not fit the device's memory")]
+    assert len(lost) == 5 + 6  # of float16, and of Hugging Face's two ways
+    assert lost[0].startswith("float16 batch 1 context 8: ")
+    assert kept[-1] == result
+    again = gpu_benchmark("small", SMALL, QUICK, known=result)
+    assert again.skipped == result.skipped
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_the_driver_is_among_the_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarking, "driver_version", lambda: "580.1")
+    known = gpu_benchmark("small", SMALL, replace(QUICK, hugging_face=False))
+    assert known.conditions.versions["driver"] == "580.1"
+    monkeypatch.setattr(benchmarking, "driver_version", lambda: "590.2")
+    with pytest.raises(WorkbenchError, match="hold for another versions"):
+        gpu_benchmark("small", SMALL, QUICK, known=known)
+
+
+@pytest.mark.usefixtures("no_gpu")
 def test_a_stopped_run_goes_on_where_it_was() -> None:
     kept: list[GpuBenchmarkResult] = []
-    whole = gpu_benchmark("small", SMALL, QUICK, keep=kept.append)
+    whole = gpu_benchmark("small", SMALL, QUICK, Listeners(keep=kept.append))
     half = GpuBenchmarkResult.from_dict(json.loads(json.dumps(kept[4].to_dict())))
     assert half.skipped  # what did not fit is not tried again
     _Session.opened, kept[:] = 0, []
-    again = gpu_benchmark("small", SMALL, QUICK, known=half, keep=kept.append)
+    again = gpu_benchmark("small", SMALL, QUICK, Listeners(keep=kept.append), known=half)
     assert (again.speeds, again.skipped) == (whole.speeds, whole.skipped)
     assert len(kept) == 16 - 5
     assert _Session.opened == 2  # int4's, and one by the stub of Hugging Face

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,32 @@ def test_a_part_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> N
     assert run_part("kernels").detail == "took longer than 0.5 s"
 
 
+def test_what_a_stopped_part_had_started_is_stopped_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a sanitizer does: the child works, and holds the pipe."""
+    pid = tmp_path / "pid"
+    child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(30)"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    monkeypatch.setattr(gpu_check, "command_of", lambda _: ([sys.executable, "-c", script], {}))
+    monkeypatch.setattr(gpu_check, "MOST_SECONDS", 1.5)
+    result = run_part("memcheck")
+    assert result.detail == "took longer than 1.5 s"
+    assert result.seconds < 15
+    assert not _lives(int(pid.read_text()))
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs, a moment after it was killed."""
+    for _ in range(50):
+        try:
+            os.kill(pid, 0)
+            if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return False  # killed, and its parent has not noticed
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def test_sanitizers_watch_the_quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/compute-sanitizer")
     command, environment = command_of("memcheck")
@@ -93,3 +121,47 @@ def test_the_report_has_every_part(
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "a check of the kernels, but torch finds no CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (".", "is a folder; give the path of a file"),
+        ("none/report.json", "lies in no folder: "),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_refused_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    monkeypatch.setattr(gpu_check, "require_gpu", lambda _: pytest.fail("the path comes first"))
+    assert main(["--report", str(tmp_path / name)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_report_of_somebody_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main(["--report", str(tmp_path / "report.json")]) == 2
+    assert "report.json may not be written; give a path of yours" in capsys.readouterr().err
+
+
+def test_a_report_is_written_whole_or_not_at_all(
+    saying: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saying("fine")  # type: ignore[operator]
+    report = tmp_path / "report.json"
+    report.write_text("old")
+    monkeypatch.setattr(gpu_check, "require_gpu", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A GPU")
+    write = Path.write_text
+
+    def half(path: Path, text: str, **options: str) -> int:
+        write(path, text[:5], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        main(["--parts", "kernels", "--report", str(report)])
+    assert report.read_text() == "old"
+    assert os.listdir(tmp_path) == ["report.json"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import workbench
 from workbench.errors import WorkbenchError
 from workbench.evaluation import gpu_results
 from workbench.evaluation.gpu_markdown import markdown
@@ -65,6 +67,25 @@ def test_the_code_that_is_timed_has_a_checksum(monkeypatch: pytest.MonkeyPatch, 
     assert code_checksum() != untuned
 
 
+def test_the_code_that_times_is_a_part_of_the_checksum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = Path(workbench.__file__).parent
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    for part in gpu_results.TIMED_CODE:
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        if (root / part).is_dir():
+            shutil.copytree(root / part, tmp_path / part)
+        else:
+            shutil.copy(root / part, tmp_path / part)
+    before = code_checksum()
+    monkeypatch.setattr(workbench, "__file__", str(tmp_path / "__init__.py"))
+    assert code_checksum() == before
+    for name in ("gpu_benchmark", "gpu_reference", "gpu_clock"):
+        file = tmp_path / "evaluation" / f"{name}.py"
+        file.write_text(file.read_text() + "# longer")
+        assert code_checksum() != before
+        before = code_checksum()
+
+
 def test_tables_have_every_case() -> None:
     text = markdown(RESULT, "workbench benchmark --preset small")
     assert text.startswith(
@@ -73,7 +94,7 @@ def test_tables_have_every_case() -> None:
     assert "1.5 minutes in all." in text
     rows = [line for line in text.splitlines() if line.startswith("| int4")]
     assert rows == [
-        "| int4 | 3.00 / 10.00 | 50 % / 50 % | 3.0 / 3.0 | 3.00 / does not fit | 50 % | 3.0 |",
+        "| int4 | 3.00 / 10.00 | 50 % / 50 % | 3.0 / 3.0 | 3.00 / does not fit | 50 % / - | 3.0 / - |",
         "| int4 | 4.00 | 500 | 5 |",
     ]
     assert "| mode | context 128, batch 1 / 8: ms a step | share of the bandwidth | peak GB | context 2048" in text
@@ -81,6 +102,32 @@ def test_tables_have_every_case() -> None:
     lone = replace(RESULT, speeds=SPEEDS[:1], skipped=())
     assert "Reading prompts" not in markdown(lone, "x")
     assert "not run" in markdown(replace(RESULT, skipped=()), "x")
+
+
+def test_every_place_of_a_table_is_filled() -> None:
+    read = (_speed("int4", 2, 64, "prefill"), _speed("w8a8", 3, 64, "prefill"))
+    rows = markdown(replace(RESULT, speeds=(*SPEEDS[:4], SPEEDS[5], *read)), "x").splitlines()
+    assert "| hf eager | not run / 10.00 | - / 50 % | - / 3.0 | not run / not run | - / - | - / - |" in rows
+    assert "| w8a8 | not run | - | - | 5.00 | 500 | 6 |" in rows
+
+
+def test_steps_that_are_not_the_usual_number_are_said() -> None:
+    speeds = tuple(replace(speed, steps=8 if speed.mode == "hf eager" else 128) for speed in SPEEDS)
+    told = markdown(replace(RESULT, speeds=speeds), "x")
+    assert "| hf eager (8 steps) | " in told
+    assert "| int4 | " in told
+    assert "128 steps a case where nothing else is said;" in told
+
+
+def test_a_result_without_times_has_the_columns_of_others() -> None:
+    assert list(replace(RESULT, speeds=()).frame.columns) == list(RESULT.frame.columns)
+
+
+def test_a_file_from_before_steps_were_kept_is_read() -> None:
+    content = json.loads(json.dumps(RESULT.to_dict()))
+    for speed in content["speeds"]:
+        del speed["steps"]
+    assert GpuBenchmarkResult.from_dict(content).speeds == RESULT.speeds
 
 
 def test_the_roofline_has_every_decoding_case_and_the_roof(tmp_path: Path) -> None:

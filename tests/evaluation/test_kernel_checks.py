@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.triton_interpreter import let_the_interpreter_count
 
 pytest.importorskip("triton", reason="needs triton")
 
+from workbench.backends.kernels import wide_gemm
+from workbench.backends.kernels.skinny_gemm import SkinnyLinear
 from workbench.evaluation import kernel_checks
 from workbench.evaluation.gpu_benchmark import GPU_MODES
 from workbench.evaluation.kernel_checks import (
@@ -18,9 +23,13 @@ from workbench.evaluation.kernel_checks import (
     SIZES,
     Check,
     check,
+    checks,
+    greedy_error,
     main,
     models,
+    one_kernel_rows,
     poisoned,
+    product_checks,
     quick_models,
     row_checks,
     sampling_check,
@@ -64,6 +73,78 @@ def test_the_quick_models_have_every_weight_type_cache_and_grouping() -> None:
         modes = {mode for sizes, mode, _ in quick if (sizes.num_heads != sizes.num_kv_heads) == grouped}
         assert {mode.endswith("+kv8") for mode in modes} == {False, True}
     assert len(quick) < len(list(models()))
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """A Hopper GPU whose products are all ones; the biases of the weights that were multiplied."""
+    biases: list[Tensor] = []
+
+    def ones(linear: SkinnyLinear, x: Tensor, *_: object, glu: bool = False, **__: object) -> Tensor:
+        assert linear.bias is not None
+        biases.append(linear.bias)
+        return torch.ones(len(x), linear.rows // 2 if glu else linear.rows)
+
+    monkeypatch.setattr(kernel_checks, "DEVICE", "cpu")
+    monkeypatch.setattr(wide_gemm, "_device", lambda _: (wide_gemm.HOPPER, 132))
+    monkeypatch.setattr(SkinnyLinear, "__call__", ones)
+    monkeypatch.setattr(SkinnyLinear, "expanded", lambda self: torch.ones(self.rows, self.k))
+    monkeypatch.setattr(kernel_checks, "wide_linear", ones)
+    monkeypatch.setattr(kernel_checks, "int8_linear", lambda given, *_, **__: torch.ones(len(given.integers), 352))
+    monkeypatch.setattr(
+        kernel_checks.rowwise, "quantize_rows", lambda x, _: SimpleNamespace(integers=x, scale=torch.ones(1))
+    )
+    for name in ("row_checks", "models", "quick_models"):
+        monkeypatch.setattr(kernel_checks, name, lambda: iter(()))
+    monkeypatch.setattr(kernel_checks, "sampling_check", lambda: Check("sampling", 0.0, 0.0))
+    return biases
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("quick", [True, False])
+def test_products_of_many_rows_are_compared_on_hopper_even_quickly(quick: bool) -> None:
+    names = [each.name for each in checks(quick=quick)]
+    for kind in kernel_checks.KINDS:
+        wide = [name for name in names if name.startswith(f"{kind}, 40 rows, k 352, WideTiles(")]
+        assert [name.endswith("SwiGLU") for name in wide] == [False, True]
+
+
+def test_a_comparison_draws_the_same_numbers_every_time(no_kernels: list[Tensor]) -> None:
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        list(product_checks("float16", None, (1, 160)))
+    assert torch.equal(no_kernels[0], no_kernels[-1])
+
+
+def test_one_kernel_is_expected_only_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for runs, rows in ((True, [8, 2]), (False, [0, 0])):
+        monkeypatch.setattr(kernel_checks, "can_run_on", lambda _, runs=runs: runs)
+        assert [one_kernel_rows(mode) for mode in ("float16", "w8a8+kv8")] == rows
+
+
+def test_batches_between_the_kernels_rows_are_among_the_models() -> None:
+    for found in (models(), quick_models()):
+        assert {3, 5} <= {batch for _, mode, batch in found if mode == "float16"}
+
+
+def test_a_token_that_is_not_the_most_probable_fails() -> None:
+    logits = torch.tensor([[0.0, 2.0, 2.0], [5.0, 4.0, 3.0]])
+    assert greedy_error(logits, torch.tensor([2, 0])) == 0.0  # either of two equals
+    assert greedy_error(logits, torch.tensor([1, 1])) == float("inf")
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_session_that_chooses_badly_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = cuda_session.CudaSession.decode_greedy
+
+    def second_best(self: Any) -> Tensor:
+        chosen = step(self)
+        chosen.copy_(self._logits(len(chosen)).topk(2).indices[:, 1])
+        return chosen
+
+    monkeypatch.setattr(cuda_session.CudaSession, "decode_greedy", second_best)
+    with poisoned(), torch.inference_mode():
+        assert session_check(SIZES, "float16", 3, graphs=False).error == float("inf")
 
 
 def test_what_a_kernel_left_out_or_missed_fails() -> None:

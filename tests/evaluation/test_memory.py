@@ -51,3 +51,20 @@ def test_what_does_not_fit_is_refused_with_both_sizes(monkeypatch):
 @pytest.mark.parametrize(("size_bytes", "text"), [(1.5e9, "1.5 GB"), (56e9, "56 GB"), (123.4e9, "123 GB")])
 def test_sizes_in_words(size_bytes, text):
     assert memory.gigabytes(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.25 GiB of which",
+            "the GPU's memory is used up: 20.00 GiB more were wanted; run fewer or shorter prompts at once, end what",
+        ),
+        ("CUDA out of memory.", "the GPU's memory is used up; run fewer or shorter prompts at once, end what else"),
+    ],
+)
+def test_a_gpu_without_memory_is_a_mistake_that_can_be_mended(said, told):
+    found = memory.out_of_gpu_memory(torch.cuda.OutOfMemoryError(said))
+    assert isinstance(found, LimitError)
+    assert str(found).startswith(told)
+    assert memory.out_of_gpu_memory(RuntimeError(said)) is None

@@ -229,11 +229,22 @@ class Job(traitlets.HasTraits):
         except WorkbenchError as error:
             self._end("failed", str(error), error)
         except Exception as error:
-            self._end("failed", f"{type(error).__name__}: {error}. Mend the cause and press Start again", error)
+            self._fail(error)
         else:
             self._end("done", "done", None)
         finally:
             self._queue.leave(self)
+
+    def _fail(self, error: Exception) -> None:
+        """It ended by what nobody foresaw, or because a GPU has no memory left."""
+        from workbench.evaluation.memory import out_of_gpu_memory
+
+        told = out_of_gpu_memory(error)
+        if told is not None:
+            told.__cause__ = error
+            self._end("failed", str(told), told)
+        else:
+            self._end("failed", f"{type(error).__name__}: {error}. Mend the cause and press Start again", error)
 
     def _await_turn(self) -> None:
         ahead = self._queue.running

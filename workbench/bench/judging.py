@@ -67,7 +67,7 @@ def judging_job(bench: Bench, recipes: Mapping[str, Recipe] | None = None, optio
     chosen = options or JudgeOptions()
 
     def work(report: Reporter) -> Judgement:
-        from workbench.bench.models import MEMORY_FACTOR
+        from workbench.bench.open_session import MEMORY_FACTOR
         from workbench.evaluation.memory import parameters
         from workbench.evaluation.tradeoff import TradeoffOptions, compare_recipes
         from workbench.quantization.texts import offline_part, windows

@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.bench.open_session import engines_checkpoint, folder_kind, gpu_hindrance, open_session
+from workbench.bench.open_session import (
+    MEMORY_FACTOR,
+    engines_checkpoint,
+    folder_kind,
+    gpu_hindrance,
+    open_session,
+    weight_bytes,
+)
 from workbench.checkpoint import hf_names
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import read_unified_config
 from workbench.engine.folder import is_engine, read_engine_config
 from workbench.engine.product import Product, product_named
+from workbench.engine.session import require_runnable
 from workbench.errors import BackendError, CheckpointError, LimitError, WorkbenchError
 from workbench.evaluation.compare import Side, check_same_size, dtype_name, precision_of
 from workbench.evaluation.memory import free_bytes, give_back, parameters, require_memory
@@ -41,8 +49,6 @@ ModelChoice = str | Path | Recipe | None
 KEPT_OPEN = 3
 # An engine's network is executed tap by tap on the CPU up to this size; beyond it takes minutes a window.
 MOST_INTERPRETED_PARAMETERS = 1_000_000_000
-# Weights are not all that a model needs: caches, logits, copies.
-MEMORY_FACTOR = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,14 +246,25 @@ class OpenModels:
         checkpoint = self._same_size(engines_checkpoint(folder))
 
         def make() -> _Opened:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._require(checkpoint, device)
+            self._require(checkpoint, self._engines_device(folder, checkpoint))
             opened = open_session(folder)
-            return _Opened(opened, opened.session.close, device)
+            return _Opened(opened, opened.session.close, opened.device)
 
         opened = self._kept(("engine", str(folder), checkpoint.checksum), make)
         name = f"engine {folder.name} on {opened.session.backend}"
         return Speaker(name, opened.session, precision_of(checkpoint), opened.reason)
+
+    def _engines_device(self, folder: Path, checkpoint: Checkpoint) -> str:
+        """Where :func:`open_session` will run an engine: on the GPU itself or by our kernels there, else on the CPU."""
+        if not torch.cuda.is_available():
+            return "cpu"
+        try:
+            require_runnable(read_engine_config(folder))
+        except BackendError:
+            # Whether its checkpoint fits the GPU is asked of a GPU that has all the room it can have.
+            self._make_room(weight_bytes(checkpoint) * MEMORY_FACTOR, "cuda")
+            return "cpu" if gpu_hindrance(checkpoint) else "cuda"
+        return "cuda"
 
     def _same_size(self, checkpoint: Checkpoint) -> Checkpoint:
         check_same_size(self._bench.source, checkpoint)
@@ -277,7 +294,7 @@ class OpenModels:
         Raises:
             LimitError: they do not fit however much is closed.
         """
-        needed = sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors"))
+        needed = weight_bytes(checkpoint)
         if not self._make_room(needed * MEMORY_FACTOR, device):
             require_memory(f"the checkpoint {checkpoint.folder.name}", needed, device)
 

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from workbench.runtime.session import Session
 
 BACKENDS = ("auto", "cpu", "torch", "triton", "tensorrt")
-
-
-# Weights are not all that a GPU must hold: a cache, logits, what a prompt needs.
-ROOM_FACTOR = 1.25
+# Weights are not all that a device must hold: caches, logits, copies, what a prompt needs.
+MEMORY_FACTOR = 1.25
+ON_GPU = ("triton", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,11 @@ class OpenedSession:
 
     session: Session
     reason: str
+
+    @property
+    def device(self) -> str:
+        """Whose memory it takes: "cuda" or "cpu"."""
+        return "cuda" if self.session.backend in ON_GPU else "cpu"
 
 
 def open_session(folder: str | Path, backend: str = "auto") -> OpenedSession:
@@ -149,13 +153,20 @@ def gpu_hindrance(checkpoint: Checkpoint) -> str:
     if checkpoint.recipe.dtype != "float16":
         return f"the GPU's kernels are fast in float16 and the recipe says {checkpoint.recipe.dtype}"
     needed, free = weight_bytes(checkpoint), free_bytes("cuda")
-    if needed * ROOM_FACTOR > free:
+    if needed * MEMORY_FACTOR > free:
         return f"the weights take {gigabytes(needed)} and the GPU has {gigabytes(free)} free"
     return ""
 
 
 def weight_bytes(checkpoint: Checkpoint) -> int:
-    """What a checkpoint's weights take in memory: the size of their files, none for weights that are drawn."""
+    """What a checkpoint's weights take in memory: the size of their files, or of what is drawn in their place.
+
+    Drawn weights are views of a few values on the CPU (:attr:`Checkpoint.held_bytes`), but each is packed by itself.
+    """
+    if checkpoint.held_bytes:
+        from workbench.checkpoint.unified_layout import checkpoint_tensors
+
+        return sum(spec.bytes for spec in checkpoint_tensors(checkpoint.config, checkpoint.recipe).values())
     return sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors"))
 
 

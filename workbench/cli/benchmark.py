@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.cli.benchmark_gpu import FILES, GPU_FLAGS, add_gpu_flags, run_gpu
+from workbench.cli.benchmark_gpu import FILES, GPU_FLAGS, Found, add_gpu_flags, found_kept, run_gpu
 from workbench.cli.command import Command, Outcome, UsageError
 from workbench.cli.dummy_flags import (
     add_dummy_flags,
@@ -49,6 +49,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> Outcome:
+    with found_kept(args) as found:
+        return _timed(args, found)
+
+
+def _timed(args: argparse.Namespace, found: Found) -> Outcome:
     if args.model_dir is not None:
         require_no_preset(args, "--model_dir")
         _require_none(args, GPU_FLAGS, "--model_dir, which is timed on the CPU", "give --preset in its place")
@@ -60,7 +65,7 @@ def _run(args: argparse.Namespace) -> Outcome:
     if config is None:
         raise UsageError("no model is named", allowed="--model_dir, or --preset for dummy weights")
     if _wants_gpu(args):
-        return run_gpu(args, config)
+        return run_gpu(args, config, found)
     print(described(args))
     model = dummy_model(args)
     assert model is not None

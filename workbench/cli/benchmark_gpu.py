@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import __version__
-from workbench.cli.command import Outcome, UsageError, write_json
+from workbench.cli.command import Outcome, Unfinished, UsageError, gpu_memory_told, write_json
 from workbench.cli.dummy_flags import described, sizes_named
+from workbench.cli.output_files import output_files
 from workbench.cli.progress_bars import ProgressBars
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions
     from workbench.evaluation.gpu_results import GpuBenchmarkResult
     from workbench.evaluation.gpu_tuning import TuningResult
     from workbench.model.config import ModelConfig
@@ -61,8 +67,49 @@ def add_gpu_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_gpu(args: argparse.Namespace, config: ModelConfig) -> Outcome:
-    """Tune or time dummy weights of these sizes.
+@dataclass
+class Found:
+    """What a run has timed so far, and what it goes on with.
+
+    Attributes:
+        result: as ``--json`` has it; None where there is nothing yet.
+    """
+
+    result: dict[str, Any] | None = None
+
+
+@contextmanager
+def found_kept(args: argparse.Namespace) -> Iterator[Found]:
+    """What was timed stays in the file of ``--json`` when an error ends the run, and the error goes beside it.
+
+    That is what this run has timed, or with ``--resume`` the run before it; any other file is written anew.
+
+    Raises:
+        Unfinished: the error, with what was timed.
+    """
+    found = Found(_timed_before(args.json) if args.resume and args.json is not None else None)
+    try:
+        with gpu_memory_told():
+            yield found
+    except (WorkbenchError, OSError) as error:
+        if found.result is None:
+            raise
+        raise Unfinished(error, found.result) from error
+
+
+def _timed_before(path: Path) -> dict[str, Any] | None:
+    """The result in a file, if it has times in it."""
+    if not path.is_file():  # a pipe would have to be waited for
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))["result"]
+        return result if result["speeds"] or result["skipped"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def run_gpu(args: argparse.Namespace, config: ModelConfig, found: Found) -> Outcome:
+    """Tune or time dummy weights of these sizes; ``found`` learns what was timed.
 
     Raises:
         BackendError: there is no GPU that could.
@@ -71,13 +118,8 @@ def run_gpu(args: argparse.Namespace, config: ModelConfig) -> Outcome:
     from workbench.backends.kernels import require_gpu
 
     _check(args)
-    try:
-        require_gpu("tuning" if args.tune else "a benchmark with random weights")
-        return _tune(args, config) if args.tune else _time(args, config)
-    except (WorkbenchError, OSError):
-        if args.json is not None and _holds_results(args.json):
-            args.json = None  # what was measured is worth more there than the error
-        raise
+    require_gpu("tuning" if args.tune else "a benchmark with random weights")
+    return _tune(args, config) if args.tune else _time(args, config, found)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -88,8 +130,23 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--tune beside {', '.join(given)}", fix="tune first, then time without --tune")
 
 
-def _time(args: argparse.Namespace, config: ModelConfig) -> Outcome:
-    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions, gpu_benchmark
+def _time(args: argparse.Namespace, config: ModelConfig, found: Found) -> Outcome:
+    from workbench.evaluation.gpu_benchmark import Listeners, gpu_benchmark
+
+    options = _options(args)
+    known = _known(args.json) if args.resume else None
+    print(described(args), flush=True)
+    with ProgressBars() as report:
+        listeners = Listeners(report, _keeper(args.json, found))
+        outcome = gpu_benchmark(sizes_named(args), config, options, listeners, known=known)
+    _print(outcome)
+    with output_files({name: getattr(args, name) for name in FILES}) as files:
+        _write(outcome, files, _command(args))
+    return Outcome(outcome.to_dict())
+
+
+def _options(args: argparse.Namespace) -> GpuBenchmarkOptions:
+    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions
 
     chosen: dict[str, Any] = {name: tuple(getattr(args, name)) for name in GPU_LISTS if getattr(args, name) is not None}
     if args.modes is not None:
@@ -98,21 +155,19 @@ def _time(args: argparse.Namespace, config: ModelConfig) -> Outcome:
         chosen["prefills"] = tuple(map(_shape, args.prefills))
     if args.steps is not None:
         chosen["steps"] = args.steps
-    options = GpuBenchmarkOptions(hugging_face=not args.no_hugging_face, **chosen)
-    known = _known(args.json) if args.resume else None
-    print(described(args), flush=True)
-    with ProgressBars() as report:
-        outcome = gpu_benchmark(sizes_named(args), config, options, report, known=known, keep=_keeper(args.json))
-    _print(outcome)
-    if args.roofline is not None:
+    return GpuBenchmarkOptions(hugging_face=not args.no_hugging_face, **chosen)
+
+
+def _write(outcome: GpuBenchmarkResult, files: Mapping[str, Path], command: str) -> None:
+    """The figure and the tables, where they are wanted."""
+    if "roofline" in files:
         from workbench.evaluation.gpu_roofline import plot_roofline
 
-        plot_roofline(outcome).savefig(args.roofline, dpi=130)
-    if args.markdown is not None:
+        plot_roofline(outcome).savefig(files["roofline"], dpi=130, format="png")
+    if "markdown" in files:
         from workbench.evaluation.gpu_markdown import markdown
 
-        args.markdown.write_text(markdown(outcome, _command(args)), encoding="utf-8")
-    return Outcome(outcome.to_dict())
+        files["markdown"].write_text(markdown(outcome, command), encoding="utf-8")
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -132,13 +187,6 @@ def _shape(text: str) -> tuple[int, int]:
     return int(batch), int(length)
 
 
-def _holds_results(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["result"]["speeds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _known(path: Path) -> GpuBenchmarkResult | None:
     """What a run that was stopped had written; None where it had written nothing."""
     from workbench.evaluation.gpu_results import GpuBenchmarkResult
@@ -156,13 +204,14 @@ def _known(path: Path) -> GpuBenchmarkResult | None:
     return known
 
 
-def _keeper(path: Path | None) -> Callable[[GpuBenchmarkResult], None]:
-    """Writes what was found so far; the exit code is still open."""
+def _keeper(path: Path | None, found: Found) -> Callable[[GpuBenchmarkResult], None]:
+    """Keeps what was timed so far, and writes it; the exit code is still open."""
 
     def keep(result: GpuBenchmarkResult) -> None:
+        found.result = result.to_dict()
         if path is not None:
             write_json(
-                path, {"command": "benchmark", "version": __version__, "exit_code": None, "result": result.to_dict()}
+                path, {"command": "benchmark", "version": __version__, "exit_code": None, "result": found.result}
             )
 
     return keep
@@ -171,14 +220,19 @@ def _keeper(path: Path | None) -> Callable[[GpuBenchmarkResult], None]:
 def _print(outcome: GpuBenchmarkResult) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in outcome.conditions.versions.items())
     print(f"{outcome.gpu}, {versions}; a copy moves {outcome.bandwidth / 1e9:.0f} GB/s")
-    table = outcome.frame.drop(columns="flops")
+    _print_table(outcome.frame.drop(columns="flops"))
+    for line in outcome.skipped:
+        print(f"skipped {line}")
+
+
+def _print_table(table: pd.DataFrame) -> None:
+    if table.empty:
+        return
     table["moved_gb"] = table.pop("moved_bytes") / 1e9
     table["peak_gb"] = table.pop("peak_bytes") / 1e9
     first = ["mode", "task", "batch", "context"]
     table = table[first + [name for name in table.columns if name not in first]]
     print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-    for line in outcome.skipped:
-        print(f"skipped {line}")
 
 
 def _tune(args: argparse.Namespace, config: ModelConfig) -> Outcome:

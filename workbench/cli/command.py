@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +37,39 @@ class Outcome:
     passed: bool = True
 
 
+class Unfinished(Exception):  # noqa: N818 - says what was found before an error
+    """A command that failed after it had come to results; ``--json`` writes them beside the error.
+
+    Args:
+        cause: the error that ended it.
+        result: as :attr:`Outcome.result`.
+    """
+
+    def __init__(self, cause: WorkbenchError | OSError, result: dict[str, Any]) -> None:
+        super().__init__(str(cause))
+        self.cause, self.result = cause, result
+
+
+@contextmanager
+def gpu_memory_told() -> Iterator[None]:
+    """A GPU that has no memory left becomes a mistake that a person can mend.
+
+    Raises:
+        LimitError: in the place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "torch" not in sys.modules:  # it was not torch, which is never imported just to ask
+            raise
+        from workbench.evaluation.memory import out_of_gpu_memory
+
+        told = out_of_gpu_memory(error)
+        if told is None:
+            raise
+        raise told from error
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of ending the process, and takes no shortened flags."""
 
@@ -55,7 +90,7 @@ class Command:
         summary: one line for ``workbench --help``.
         example: command lines for the end of its own ``--help``.
         add_flags: adds the command's own flags.
-        run: does it.
+        run: does it; may raise :class:`Unfinished`.
         files: flags, without dashes, that name a file to write; such paths are checked before ``run``.
         instead: flags of other commands that people try on this one -> what to do.
     """

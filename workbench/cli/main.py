@@ -19,7 +19,9 @@ from workbench.cli.command import (
     GATE_FAILED,
     TERMINATED,
     Command,
+    Unfinished,
     UsageError,
+    gpu_memory_told,
     require_writable,
     write_json,
 )
@@ -123,9 +125,12 @@ def _run_command(words: list[str]) -> int:
     for flag in ("json", *command.files):
         require_writable(f"--{flag}", getattr(args, flag))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), gpu_memory_told():
             warnings.showwarning = _warn
             outcome = command.run(args)
+    except Unfinished as end:
+        _record_failure(args, command.name, end.cause, end.result)
+        raise end.cause from end.cause.__cause__
     except (WorkbenchError, OSError) as error:
         _record_failure(args, command.name, error)
         raise
@@ -145,13 +150,17 @@ def _mistake(error: OSError) -> UsageError:
     return UsageError(f"{about}{error.strerror or error}", fix=fix)
 
 
-def _record_failure(args: argparse.Namespace, command: str, error: WorkbenchError | OSError) -> None:
+def _record_failure(
+    args: argparse.Namespace, command: str, error: WorkbenchError | OSError, result: dict[str, Any] | None = None
+) -> None:
+    """Write the error, and beside it what was found before."""
     told = _mistake(error) if isinstance(error, OSError) else error
     content: dict[str, Any] = {"kind": type(error).__name__, "message": str(told)}
     if isinstance(error, GateError) and error.details:
         content["details"] = error.details
     try:
-        _record(args, command, _code(told), {"error": content})
+        found = {} if result is None else {"result": result}
+        _record(args, command, _code(told), {**found, "error": content})
     except UsageError as second:  # the first is what the person asks about
         _say(f"warning: {second}", BAD_INPUT, show_trace=False)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli.command import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from workbench.model.config import ModelConfig
     from workbench.runtime.tokenizer import Tokenizer
@@ -120,15 +120,15 @@ def _read(path: Path) -> Given:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of UTF-8, without their ends; empty ones at the end of the file are none."""
+    """Lines of UTF-8, whole but for their ends; empty ones at the end of the file are none."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"--input_file {path} is no text in UTF-8 (byte {error.start})", fix="save it as UTF-8"
         ) from error
-    if lines == [""]:
-        return []
+    while lines and not lines[-1].strip():
+        lines.pop()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise UsageError(
@@ -143,7 +143,7 @@ def _read_txt(path: Path) -> Given:
 
 def _read_csv(path: Path) -> Given:
     rows = []
-    for number, cells in enumerate(csv.reader(_lines(path)), start=1):
+    for number, cells in enumerate(_cells(path), start=1):
         # Spreadsheets fill shorter rows with empty cells.
         while cells and not cells[-1].strip():
             cells.pop()
@@ -151,6 +151,23 @@ def _read_csv(path: Path) -> Given:
         if not cells:
             raise UsageError(f"{path}: line {number} holds no ids", fix="remove it, or fill it")
     return Given(rows=tuple(rows))
+
+
+def _cells(path: Path) -> Iterator[list[str]]:
+    """The cells of every line.
+
+    Raises:
+        UsageError: what no table of ids has: a cell beyond csv's limit, mostly after a quote that nothing ends.
+    """
+    reader = csv.reader(_lines(path))
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UsageError(
+            f"{path}: line {reader.line_num} is no line of a CSV file ({error})",
+            allowed="token ids, whole numbers from 0, with commas between them",
+            fix="remove it, or its quotes",
+        ) from error
 
 
 def _id(cell: str, where: str) -> int:
@@ -165,11 +182,16 @@ def _id(cell: str, where: str) -> int:
 
 
 def _read_npy(path: Path) -> Given:
+    import tokenize
+    import zipfile
+
     import numpy as np
 
+    # All that NumPy raises for files that somebody damaged: its header is Python, and an archive may stand there too.
+    damaged = (ValueError, EOFError, MemoryError, OverflowError, NotImplementedError, SyntaxError)
     try:
         table: Any = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (*damaged, tokenize.TokenError, zipfile.BadZipFile) as error:
         raise UsageError(
             f"--input_file {path} cannot be read as a NumPy table of numbers",
             fix="save one with np.save; fill shorter rows with -1, or write a .csv file",

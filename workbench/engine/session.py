@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.checkpoint.unified import load_checkpoint
 from workbench.engine.folder import EngineConfig, read_engine_config, require_version
 from workbench.engine.network import DECODE_PROFILE, PREFILL_PROFILE
-from workbench.engine.product import cuda_capability, product_named
+from workbench.engine.product import Product, cuda_capability, product_named
 from workbench.errors import BackendError
 from workbench.model.config import ModelConfig
 from workbench.recipe import BuildLimits
@@ -194,9 +194,7 @@ def open_engine_session(folder: str | Path) -> EngineSession:
         CheckpointError: not an engine folder, or its plan or checkpoint is gone.
     """
     engine = read_engine_config(folder)
-    _require_gpu(engine)
-    product = product_named(engine.product)
-    require_version(engine, product.name, product.version)
+    product = require_runnable(engine)
     checkpoint = load_checkpoint(engine.checkpoint_dir)
     trt = product.trt
     logger = trt.Logger(trt.Logger.WARNING)
@@ -217,6 +215,18 @@ def open_engine_session(folder: str | Path) -> EngineSession:
         device=torch.device("cuda"),
     )
     return EngineSession(plan.create_execution_context(), shape, (runtime, plan, logger))
+
+
+def require_runnable(engine: EngineConfig) -> Product:
+    """The TensorRT that runs an engine here; reads no plan.
+
+    Raises:
+        BackendError: no GPU, one that the plan was not compiled for, or another TensorRT.
+    """
+    _require_gpu(engine)
+    product = product_named(engine.product)
+    require_version(engine, product.name, product.version)
+    return product
 
 
 def _require_gpu(engine: EngineConfig) -> None:

@@ -2,8 +2,8 @@
 
 A decoding step is one token for the whole batch, the choice of the next tokens included, timed with device events over
 many steps; the context grows by one token a step. Bytes moved are what a step must read: all packed weights, and the
-keys and values at the mean context. They are compared with the bandwidth of a large copy on the same device. A prefill
-is the call of the session, from lists of token ids to the last logits.
+keys and values at the mean context of the timed steps. They are compared with the bandwidth of a large copy on the same
+device. A prefill is the call of the session, from lists of token ids to the last logits.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.backends.kernels import require_gpu
-from workbench.backends.kernels.nvrtc import timer
 from workbench.checkpoint.dummy_checkpoint import write_dummy_checkpoint
 from workbench.errors import LimitError, WorkbenchError, nearest
+from workbench.evaluation.gpu_clock import copy_bandwidth, elapsed_ms
+from workbench.evaluation.gpu_driver import driver_version
 from workbench.evaluation.gpu_results import (
     DECODE,
     PREFILL,
@@ -33,11 +35,15 @@ from workbench.evaluation.gpu_results import (
     in_order,
     label,
 )
+from workbench.evaluation.gpu_work import prefill_flops, step_flops
 from workbench.model.config import ModelConfig
 from workbench.model.weights import ModelWeights
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.recipe import BuildLimits, Int4WeightOnly, Int8KVCache, Int8WeightOnly, Recipe, SmoothQuant
 from workbench.runtime.cuda_session import CudaOptions, CudaSession
+
+if TYPE_CHECKING:
+    from workbench.evaluation.gpu_reference import HuggingFaceDecoding
 
 GPU_MODES: dict[str, Recipe] = {
     "float16": Recipe(),
@@ -48,11 +54,11 @@ GPU_MODES: dict[str, Recipe] = {
     "w8a8+kv8": Recipe(weights=SmoothQuant(), kv_cache=Int8KVCache()),
 }
 HF_EAGER, HF_COMPILED = "hf eager", "hf compiled"
-COPY_BYTES = 1 << 30
 COMPILED_MOST = 8
 WARM_UP = 3
 PREFILL_ROUNDS = 3
 ROOM = 16  # cache rows beyond what is timed
+LEAST = BuildLimits(max_batch_size=1, max_input_len=1, max_output_len=1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class GpuBenchmarkOptions:
         batches: rows that decode together.
         contexts: tokens that each row has before the first step.
         prefills: prompts that are read at once, and tokens of each.
-        steps: decoding steps that are timed.
+        steps: decoding steps that are timed; Hugging Face's are fewer.
         hugging_face: time Hugging Face in float16 too: eager in all cases, and at the first context and up to
             :data:`COMPILED_MOST` rows with a static cache and torch.compile, which takes most of a minute a case.
         device: a CUDA device.
@@ -94,11 +100,19 @@ class GpuBenchmarkOptions:
 
 @dataclass(frozen=True)
 class _Case:
+    """One line to be.
+
+    Attributes:
+        mode, task, batch, context, steps: as in :class:`GpuSpeed`.
+        before: steps after the context that are not timed.
+    """
+
     mode: str
     task: str
     batch: int
     context: int
     steps: int = 0
+    before: int = 0
 
     @property
     def label(self) -> str:
@@ -106,28 +120,33 @@ class _Case:
 
     @property
     def mean_context(self) -> float:
-        return self.context + self.steps / 2
+        """Of the timed steps."""
+        return self.context + self.before + self.steps / 2
 
 
 Keep = Callable[[GpuBenchmarkResult], None]
 
 
 @dataclass(frozen=True)
-class _Listeners:
-    """Who is told of progress, and of every result."""
+class Listeners:
+    """Who is told what.
 
-    report: Reporter
-    keep: Keep
+    Attributes:
+        report: called as cases are done.
+        keep: called with the result so far after every case.
+    """
+
+    report: Reporter = silent
+    keep: Keep = lambda _: None
 
 
 def gpu_benchmark(
     name: str,
     config: ModelConfig,
     options: GpuBenchmarkOptions | None = None,
-    report: Reporter = silent,
+    listeners: Listeners | None = None,
     *,
     known: GpuBenchmarkResult | None = None,
-    keep: Keep = lambda _: None,
 ) -> GpuBenchmarkResult:
     """Time a model of these sizes with random weights.
 
@@ -135,9 +154,8 @@ def gpu_benchmark(
         name: of the model, for the result.
         config: its sizes.
         options: what to measure.
-        report: called as cases are done.
+        listeners: told of progress.
         known: what a run that was stopped had found; its cases are not timed again if the conditions are the same.
-        keep: called with the result so far after every case.
 
     Raises:
         BackendError: torch finds no CUDA device, or one that is too old, or Triton is not installed.
@@ -147,7 +165,7 @@ def gpu_benchmark(
     require_gpu("a benchmark with random weights")
     config = timed_config(config, options)
     result = begun(conditions(name, config, options), options, known)
-    run = _Run(config, options, result, _Listeners(report, keep))
+    run = _Run(config, options, result, listeners or Listeners())
     for mode in options.modes:
         run.ours(mode)
     if options.hugging_face:
@@ -165,6 +183,7 @@ def conditions(name: str, config: ModelConfig, options: GpuBenchmarkOptions) -> 
         "cuda": str(torch.version.cuda),
         "triton": triton.__version__,
         "transformers": transformers.__version__,
+        "driver": driver_version(),
     }
     gpu = torch.cuda.get_device_name(options.device)
     return Conditions(name, asdict(config), options.steps, gpu, versions, code_checksum())
@@ -213,7 +232,7 @@ class _Run:
     """
 
     def __init__(
-        self, config: ModelConfig, options: GpuBenchmarkOptions, result: GpuBenchmarkResult, listeners: _Listeners
+        self, config: ModelConfig, options: GpuBenchmarkOptions, result: GpuBenchmarkResult, listeners: Listeners
     ) -> None:
         self.config, self.options, self.result = config, options, result
         self.report, self.keep = listeners.report, listeners.keep
@@ -222,55 +241,77 @@ class _Run:
 
     def ours(self, mode: str) -> None:
         """Our side of all cases in one mode, over the same weights."""
-        cases = self._left(mode, DECODE, [(b, c) for c in self.options.contexts for b in self.options.batches])
-        cases += self._left(mode, PREFILL, self.options.prefills)
+        options = self.options
+        shapes = [(batch, context) for context in options.contexts for batch in options.batches]
+        cases = self._left(_Case(mode, DECODE, 0, 0, options.steps, WARM_UP), shapes)
+        cases += self._left(_Case(mode, PREFILL, 0, 0), options.prefills)
         if not cases:
             return
-        limits = BuildLimits(max_batch_size=max(case.batch for case in cases), max_input_len=1, max_output_len=1)
-        options = CudaOptions(torch.float16, limits, self.options.device)
         self.report(ProgressEvent(f"benchmark: {mode}", 0, len(cases), "cases"))
-        session = CudaSession(self.config, dummy_weights(self.config, GPU_MODES[mode]), options)
-        try:
-            for case in self._told(mode, cases):
-                time_ms = _prefill_ms if case.task == PREFILL else _decode_ms
-                kv_bytes = int(case.batch * case.mean_context * session.kv_bytes_per_token)
-                with self._one(case) as record:
-                    record(time_ms(session, case), session.ops.weight_bytes + kv_bytes)
-        finally:
-            session.close()
-            torch.cuda.empty_cache()
+        with self._fitting(cases):
+            opened = CudaOptions(torch.float16, LEAST, options.device)
+            session = CudaSession(self.config, dummy_weights(self.config, GPU_MODES[mode]), opened)
+            try:
+                self._time_ours(mode, session, cases)
+            finally:
+                session.close()
+
+    def _time_ours(self, mode: str, session: CudaSession, cases: list[_Case]) -> None:
+        for case in self._told(mode, cases):
+            time_ms = _prefill_ms if case.task == PREFILL else _decode_ms
+            kv_bytes = int(case.batch * case.mean_context * session.kv_bytes_per_token)
+            session.resize(LEAST)  # the case before leaves its cache, which is none of this one's memory
+            with self._one(case) as record:
+                record(time_ms(session, case), session.ops.weight_bytes + kv_bytes)
 
     def hugging_face(self) -> None:
         """Hugging Face in float16: eager, then with a static cache and torch.compile."""
+        from workbench.evaluation.gpu_reference import COMPILED_LENGTHS, EAGER_LENGTHS, HuggingFaceDecoding
+
         options = self.options
         shapes = [(batch, context) for context in options.contexts for batch in options.batches]
         few = [(batch, options.contexts[0]) for batch in options.batches if batch <= COMPILED_MOST]
-        cases = self._left(HF_EAGER, DECODE, shapes) + self._left(HF_EAGER, PREFILL, options.prefills)
-        cases += self._left(HF_COMPILED, DECODE, few)
+        cases = self._left(_generated(HF_EAGER, EAGER_LENGTHS), shapes)
+        cases += self._left(_Case(HF_EAGER, PREFILL, 0, 0), options.prefills)
+        cases += self._left(_generated(HF_COMPILED, COMPILED_LENGTHS), few)
         if not cases:
             return
-        from workbench.evaluation.gpu_reference import HuggingFaceDecoding
-
         self.report(ProgressEvent("benchmark: Hugging Face", 0, len(cases), "cases"))
-        weights = dummy_weights(self.config, GPU_MODES["float16"])
-        reference = HuggingFaceDecoding(self.config, weights, self.device)
-        try:
-            for case in self._told("Hugging Face", cases):
-                moved = reference.weight_bytes + int(case.batch * case.mean_context * reference.kv_bytes)
-                with self._one(case) as record:
-                    if case.task == PREFILL:
-                        record(reference.prefill_ms(case.batch, case.context), moved)
-                    else:
-                        compiled = case.mode == HF_COMPILED
-                        record(reference.step_ms(case.batch, case.context, compiled=compiled), moved)
-        finally:
-            reference.close()
+        with self._fitting(cases):
+            weights = dummy_weights(self.config, GPU_MODES["float16"])
+            reference = HuggingFaceDecoding(self.config, weights, self.device)
+            try:
+                self._time_reference(reference, cases)
+            finally:
+                reference.close()
 
-    def _left(self, mode: str, task: str, shapes: Sequence[tuple[int, int]]) -> list[_Case]:
+    def _time_reference(self, reference: HuggingFaceDecoding, cases: list[_Case]) -> None:
+        for case in self._told("Hugging Face", cases):
+            moved = reference.weight_bytes + int(case.batch * case.mean_context * reference.kv_bytes)
+            with self._one(case) as record:
+                if case.task == PREFILL:
+                    record(reference.prefill_ms(case.batch, case.context), moved)
+                else:
+                    compiled = case.mode == HF_COMPILED
+                    record(reference.step_ms(case.batch, case.context, compiled=compiled), moved)
+
+    def _left(self, like: _Case, shapes: Sequence[tuple[int, int]]) -> list[_Case]:
         """Cases of these (batch, context) that nobody knows yet."""
-        known, steps = self.result.cases(), self.options.steps if task == DECODE else 0
-        cases = [_Case(mode, task, batch, context, steps) for batch, context in shapes]
+        known = self.result.cases()
+        cases = [replace(like, batch=batch, context=context) for batch, context in shapes]
         return [case for case in cases if case.label not in known]
+
+    @contextmanager
+    def _fitting(self, cases: list[_Case]) -> Iterator[None]:
+        """Notes all cases as skipped where their weights do not fit the device's memory; gives memory back."""
+        try:
+            yield
+        except (torch.cuda.OutOfMemoryError, LimitError):
+            for case in cases:
+                if case.label not in self.result.cases():
+                    self._add(skipped=f"{case.label}: the weights do not fit the device's memory")
+        finally:
+            torch.cuda.empty_cache()
 
     def _told(self, what: str, cases: list[_Case]) -> Iterator[_Case]:
         """The cases, and to the reporter how many are done."""
@@ -312,7 +353,14 @@ class _Run:
             flops=flops(self.config, case.batch, case.mean_context),
             peak_bytes=torch.cuda.max_memory_allocated(self.device),
             task=case.task,
+            steps=case.steps,
         )
+
+
+def _generated(mode: str, lengths: tuple[int, int]) -> _Case:
+    """A case of Hugging Face, which times the steps between two lengths; the first token is the prompt's."""
+    short, long = lengths
+    return _Case(mode, DECODE, 0, 0, steps=long - short, before=short - 1)
 
 
 def _decode_ms(session: CudaSession, case: _Case) -> float:
@@ -336,47 +384,3 @@ def _prefill_ms(session: CudaSession, case: _Case) -> float:
     prompts = torch.randint(0, session.config.vocab_size, (case.batch, case.context)).tolist()
     times = [elapsed_ms(lambda: session.prefill(prompts)) for _ in range(1 + PREFILL_ROUNDS)]
     return statistics.median(times[1:])
-
-
-def elapsed_ms(work: Callable[[], object]) -> float:
-    """Time on the device between the first and the last kernel that ``work`` queues."""
-    begin, end = timer(), timer()
-    begin.record()
-    work()
-    end.record()
-    torch.cuda.synchronize()
-    return float(begin.elapsed_time(end))
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a large copy on the device reads and writes; median of 10."""
-    source = torch.empty(COPY_BYTES // 4, dtype=torch.int32, device=device).random_()
-    target = torch.empty_like(source)
-    target.copy_(source)
-
-    def copy() -> None:
-        target.copy_(source)
-
-    times = [elapsed_ms(copy) for _ in range(10)]
-    return 2 * COPY_BYTES / (statistics.median(times) / 1e3)
-
-
-def step_flops(config: ModelConfig, batch: int, context: float) -> float:
-    """Floating-point operations of one step: two for each weight and row, four for each query head's key element."""
-    weights = _layer_weights(config) + config.vocab_size * config.hidden_size
-    return batch * (2 * weights + _attention_flops(config, context))
-
-
-def prefill_flops(config: ModelConfig, batch: int, length: float) -> float:
-    """Floating-point operations of reading prompts: a token sees those before it; the last goes on to the head."""
-    per_token = 2 * _layer_weights(config) + _attention_flops(config, (length + 1) / 2)
-    return batch * (length * per_token + 2 * config.vocab_size * config.hidden_size)
-
-
-def _layer_weights(config: ModelConfig) -> int:
-    per_layer = config.hidden_size * (config.qkv_features + config.num_heads * config.head_dim)
-    return config.num_layers * (per_layer + 3 * config.hidden_size * config.intermediate_size)
-
-
-def _attention_flops(config: ModelConfig, context: float) -> float:
-    return 4 * config.num_layers * config.num_heads * config.head_dim * context

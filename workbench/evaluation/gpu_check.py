@@ -10,10 +10,12 @@ own. The command ends with 1 if a part failed or could not be run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -87,7 +89,10 @@ def command_of(part: str) -> tuple[list[str], dict[str, str]]:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int | None, list[str]]:
-    """Exit code, None where it was stopped, and the lines that it printed."""
+    """Exit code, None where it was stopped, and the lines that it printed.
+
+    A sanitizer's work is done by a child of its own, which holds the pipe too: the whole group is stopped.
+    """
     lines: list[str] = []
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
@@ -98,9 +103,16 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int | None, l
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        start_new_session=True,
     )
     assert process.stdout is not None
-    late = threading.Timer(MOST_SECONDS, process.kill)
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        _kill_group(process)
+
+    late = threading.Timer(MOST_SECONDS, stop)
     late.start()
     try:
         for line in process.stdout:
@@ -108,15 +120,21 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int | None, l
             if line.strip():
                 lines.append(line.strip())
         code = process.wait()
-        return (None if late.finished.is_set() else code), lines
+        return (None if stopped.is_set() else code), lines
     finally:
         late.cancel()
-        process.kill()
+        _kill_group(process)
         process.wait()
 
 
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """Kill a process that leads a session, and all that it has started there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the parts; 1 if one did not pass, 2 without a GPU."""
+    """Run the parts; 1 if one did not pass, 2 without a GPU or where the report cannot be written."""
     parser = argparse.ArgumentParser(
         prog="python -m workbench.evaluation.gpu_check",
         description=__doc__,
@@ -126,6 +144,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, metavar="JSON", help="also write what was found to this file")
     args = parser.parse_args(words)
     try:
+        _require_writable(args.report)
         require_gpu("a check of the kernels")
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -136,8 +155,37 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"{result.part:<10} {result.outcome:<8} {result.seconds:6.1f} s  {result.detail}")
     if args.report is not None:
         report = {"gpu": _gpu(), "version": workbench.__version__, "parts": [asdict(result) for result in results]}
-        args.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _write(args.report, json.dumps(report, indent=2) + "\n")
     return int(any(result.outcome != "passed" for result in results))
+
+
+def _require_writable(path: Path | None) -> None:
+    """Refuse the path of a report before minutes of work.
+
+    Raises:
+        WorkbenchError: it is a folder, lies in none, or may not be written.
+    """
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"lies in no folder: {path.parent} does not exist"
+        raise WorkbenchError(f"--report {path} {what}", fix="give the path of a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise WorkbenchError(f"--report {path} may not be written", fix="give a path of yours")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, but for a device or a pipe, or where nothing may be put beside the file."""
+    target = path.resolve()  # what a link means stays where it is
+    if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
+        path.write_text(text, encoding="utf-8")
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _gpu() -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from workbench.evaluation.gpu_results import DECODE, PREFILL, GpuBenchmarkResult, GpuSpeed, label
 
+MISSING = "-"  # the place of a case without a time
+
 
 def markdown(result: GpuBenchmarkResult, command: str) -> str:
     """What was measured and how, a table of decoding, one of prefill; a heading for each.
@@ -19,7 +21,7 @@ def markdown(result: GpuBenchmarkResult, command: str) -> str:
     how = (
         f"{result.date}; {conditions.gpu}; {versions}. A copy of 1 GiB moved {result.bandwidth / 1e12:.2f} TB/s (read "
         f"and written bytes together). Random weights in the sizes of {conditions.model}; {conditions.steps} steps a "
-        f"case; {result.seconds / 60:.1f} minutes in all."
+        f"case where nothing else is said; {result.seconds / 60:.1f} minutes in all."
     )
     parts = [f"`{command}`", how]
     for title, table in (("Decoding", _decoding(result)), ("Reading prompts", _prefill(result))):
@@ -40,12 +42,12 @@ def _decoding(result: GpuBenchmarkResult) -> list[str]:
         heads += [f"context {context}, batch {_joined(batches)}: ms a step", "share of the bandwidth", "peak GB"]
     lines = []
     for mode in dict.fromkeys(speed.mode for speed in speeds):
-        cells = [mode]
+        cells = [_named(mode, speeds, result.conditions.steps)]
         for context in contexts:
             found = [_find(result, label(mode, DECODE, batch, context)) for batch in batches]
             cells.append(_joined(_time(result, mode, DECODE, (batch, context)) for batch in batches))
-            cells.append(_joined(f"{100 * speed.bandwidth_share:.0f} %" if speed else "" for speed in found))
-            cells.append(_joined(f"{speed.peak_bytes / 1e9:.1f}" if speed else "" for speed in found))
+            cells.append(_joined(f"{100 * speed.bandwidth_share:.0f} %" if speed else MISSING for speed in found))
+            cells.append(_joined(f"{speed.peak_bytes / 1e9:.1f}" if speed else MISSING for speed in found))
         lines.append(cells)
     return _table(heads, lines)
 
@@ -62,9 +64,15 @@ def _prefill(result: GpuBenchmarkResult) -> list[str]:
         for shape in shapes:
             found = _find(result, label(mode, PREFILL, *shape))
             cells.append(_time(result, mode, PREFILL, shape))
-            cells += [f"{found.tokens_per_s:.0f}", f"{found.tflops:.0f}"] if found else ["", ""]
+            cells += [f"{found.tokens_per_s:.0f}", f"{found.tflops:.0f}"] if found else [MISSING, MISSING]
         lines.append(cells)
     return _table(heads, lines)
+
+
+def _named(mode: str, speeds: Iterable[GpuSpeed], usual: int) -> str:
+    """The mode, and how many steps were timed where those are not the usual ones."""
+    found = {speed.steps for speed in speeds if speed.mode == mode} - {0, usual}
+    return f"{mode} ({_joined(sorted(found))} steps)" if found else mode
 
 
 def _find(result: GpuBenchmarkResult, name: str) -> GpuSpeed | None:
@@ -81,7 +89,7 @@ def _time(result: GpuBenchmarkResult, mode: str, task: str, shape: tuple[int, in
 
 
 def _joined(values: Iterable[object]) -> str:
-    return " / ".join(text for value in values if (text := str(value)))
+    return " / ".join(map(str, values))
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:

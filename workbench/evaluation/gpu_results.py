@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DECODE, PREFILL = "decode", "prefill"
-# Parts of the package whose code a time depends on.
-TIMED_CODE = ("backends", "model", "runtime")
+# Folders and files of the package whose code a time depends on.
+TIMED_CODE = (
+    "backends",
+    "model",
+    "runtime",
+    *(f"evaluation/gpu_{part}.py" for part in ("benchmark", "clock", "reference")),
+)
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,16 @@ class GpuSpeed:
 
     Attributes:
         mode: key of :data:`workbench.evaluation.gpu_benchmark.GPU_MODES`, or "hf eager", "hf compiled".
-        batch, context: rows, and tokens of each: before the first timed step, or of the prompts.
+        batch, context: rows, and tokens of each: before the first step, or of the prompts.
         step_ms: one token for every row, the mean over the steps; or all prompts, the median of several times.
         tokens_per_s: of all rows together; of a prefill, those of the prompts.
-        moved_bytes: weights, keys and values that a step reads; of a prefill, the keys and values that it writes too.
+        moved_bytes: weights, keys and values that a step reads, at the mean context of the timed steps; of a prefill,
+            the weights, and the keys and values that it writes.
         bandwidth_share: ``moved_bytes / step_ms`` over the measured bandwidth.
         flops: of the products and of attention in one step or prefill.
         peak_bytes: most device memory in use.
         task: "decode" or "prefill".
+        steps: that were timed; 0 of a prefill.
     """
 
     mode: str
@@ -48,6 +55,7 @@ class GpuSpeed:
     flops: float
     peak_bytes: int
     task: str = DECODE
+    steps: int = 0
 
     @property
     def tflops(self) -> float:
@@ -126,7 +134,8 @@ class GpuBenchmarkResult:
         """One row per line, columns named as the fields of :class:`GpuSpeed`, and ``tflops``."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(speed) | {"tflops": speed.tflops} for speed in self.speeds])
+        columns = [*(item.name for item in dataclasses.fields(GpuSpeed)), "tflops"]
+        return pd.DataFrame([asdict(speed) | {"tflops": speed.tflops} for speed in self.speeds], columns=columns)
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -150,7 +159,9 @@ class GpuBenchmarkResult:
         try:
             conditions = {item.name: content[item.name] for item in dataclasses.fields(Conditions)}
             names = [item.name for item in dataclasses.fields(GpuSpeed)]
-            speeds = tuple(GpuSpeed(**{name: speed[name] for name in names}) for speed in content["speeds"])
+            speeds = tuple(
+                GpuSpeed(**{name: speed[name] for name in names if name in speed}) for speed in content["speeds"]
+            )
             rest = {name: content[name] for name in ("options", "bandwidth", "date", "seconds")}
             return cls(Conditions(**conditions), speeds=speeds, skipped=tuple(content["skipped"]), **rest)
         except (KeyError, TypeError) as error:
@@ -173,10 +184,11 @@ def in_order(speeds: Iterable[GpuSpeed], modes: Iterable[str]) -> tuple[GpuSpeed
 
 
 def code_checksum() -> str:
-    """SHA-256 of what is timed: this package's kernels, model and sessions, and tiles that were measured here."""
+    """SHA-256 of what is timed and of what times it, and of the tiles that were measured here."""
     root, digest = Path(workbench.__file__).parent, hashlib.sha256()
     for part in TIMED_CODE:
-        for file in sorted(path for path in (root / part).rglob("*") if path.suffix in (".py", ".cu", ".cuh", ".json")):
+        found = [root / part] if (root / part).is_file() else (root / part).rglob("*")
+        for file in sorted(path for path in found if path.suffix in (".py", ".cu", ".cuh", ".json")):
             digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
     tuned = cache_dir() / "tiles.json"
     digest.update(tuned.read_bytes() if tuned.is_file() else b"")

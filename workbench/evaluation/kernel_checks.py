@@ -3,7 +3,8 @@
     python -m workbench.evaluation.kernel_checks [--quick]
 
 prints a line for each comparison and ends with 1 if one failed. Outputs are filled with NaN before kernels write them.
-It is also what sanitizers watch; see :mod:`workbench.evaluation.gpu_check`.
+Kernels that this GPU does not run are not among them: the one for a whole step and those of ``wide_gemm.cu`` are for
+Hopper. It is also what sanitizers watch; see :mod:`workbench.evaluation.gpu_check`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels import require_gpu, rowwise
-from workbench.backends.kernels.decode_step import MAX_ROWS, MAX_W8A8_ROWS
+from workbench.backends.kernels.decode_step import MAX_ROWS, MAX_W8A8_ROWS, can_run_on
 from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linear
 from workbench.backends.kernels.skinny_gemm import SkinnyLinear, Tiles
-from workbench.backends.kernels.wide_gemm import choose_wide, wide_linear
+from workbench.backends.kernels.wide_gemm import possible_wide, wide_linear
 from workbench.backends.torch_ops import TorchOps
 from workbench.evaluation.gpu_benchmark import GPU_MODES, dummy_weights
 from workbench.model.config import ModelConfig
@@ -59,6 +60,9 @@ KINDS: dict[str, WeightQuantization | None] = {
     "int4 groups of 32": Int4WeightOnly(group_size=32),
     "w8a8": SmoothQuant(),
 }
+# Rows of x, and k; both have rows for ``wide_gemm.cu``, which takes 33 to 64.
+COLUMNS = ((1, 352), (3, 1120), (8, 608), (17, 352), (40, 352), (64, 160))
+QUICK_COLUMNS = ((1, 352), (9, 160), (40, 352))
 # One of each way to divide the work: along k, along rows, over blocks, with prefetching.
 TILES = (Tiles(2, 1, 8, 1), Tiles(2, 2, 4, 1, 1, 4), Tiles(2, 2, 2, 1, 2))
 SAMPLED = SamplingOptions(1.3, 40, 0.9, 1.2, 0.1, 0.1, random_seed=3, bad_words=((5,), (7, 9)))
@@ -84,11 +88,10 @@ class Check:
 
 
 def checks(*, quick: bool = False) -> Iterator[Check]:
-    """All comparisons; ``quick`` runs every kernel, but few shapes."""
-    columns = ((1, 352), (9, 160)) if quick else ((1, 352), (3, 1120), (8, 608), (17, 352), (64, 160))
+    """All comparisons; ``quick`` runs every kernel too, but on few shapes, models of one layer, and no CUDA graphs."""
     for kind, how in KINDS.items():
-        for rows, k in columns:
-            yield from product_checks(kind, how, (rows, k))
+        for shape in QUICK_COLUMNS if quick else COLUMNS:
+            yield from product_checks(kind, how, shape)
     yield from row_checks()
     yield sampling_check()
     for config, mode, batch in quick_models() if quick else models():
@@ -97,20 +100,24 @@ def checks(*, quick: bool = False) -> Iterator[Check]:
 
 
 def one_kernel_rows(mode: str) -> int:
-    """Rows up to which a model of :data:`SIZES` decodes in one kernel."""
+    """Rows up to which a model of :data:`SIZES` decodes in one kernel on this GPU."""
+    if not can_run_on(torch.device(DEVICE)):
+        return 0
     return MAX_W8A8_ROWS if mode.startswith("w8a8") else MAX_ROWS
 
 
 def models() -> Iterator[tuple[ModelConfig, str, int]]:
     """Sizes, modes and batches."""
-    return itertools.product((SIZES, GROUPED), GPU_MODES, (1, 3, 20, 64))
+    return itertools.product((SIZES, GROUPED), GPU_MODES, (1, 3, 5, 20, 64))
 
 
 def quick_models() -> Iterator[tuple[ModelConfig, str, int]]:
-    """Of one layer; every kernel of :func:`models` is among them."""
+    """Of one layer; every kernel of :func:`models` but ``wide_gemm.cu``, which runs in :func:`product_checks`."""
     modes = ("float16", "int8", "int4", "w8a8+kv8")
     yield from itertools.product([replace(SIZES, num_layers=1)], modes, (1, 20))
     yield from itertools.product([replace(GROUPED, num_layers=1)], ("float16", "w8a8+kv8"), (1,))
+    # Batches whose step is prepared for more rows than their limits allow.
+    yield from itertools.product([replace(SIZES, num_layers=1)], ("float16",), (3, 5))
 
 
 def product_checks(kind: str, how: WeightQuantization | None, shape: tuple[int, int]) -> Iterator[Check]:
@@ -123,7 +130,8 @@ def product_checks(kind: str, how: WeightQuantization | None, shape: tuple[int, 
     """
     columns, k = shape
     generator = torch.Generator().manual_seed(k)
-    dense = DenseWeight((torch.randn(352, k, generator=generator) / k**0.5).half(), torch.randn(352).half() / 10)
+    values, bias = (torch.randn(*size, generator=generator) for size in ((352, k), (352,)))
+    dense = DenseWeight((values / k**0.5).half(), bias.half() / 10)
     weight: LinearWeight = on_device(quantize_linear(dense, how, HALF), torch.device(DEVICE))
     x = torch.randn(columns, k, generator=generator).half().to(DEVICE)
     ops = TorchOps(HALF)
@@ -136,7 +144,7 @@ def product_checks(kind: str, how: WeightQuantization | None, shape: tuple[int, 
         yield check(f"{name}, {tiles}", linear(rows, tiles, column_scale=scale), expected, OPERATION)
         paired = linear(rows, tiles, column_scale=scale, glu=True)
         yield check(f"{name}, {tiles}, SwiGLU", paired, ops.swiglu(expected), 2 * OPERATION)
-    wide = choose_wide(linear, columns)
+    wide = possible_wide(linear, columns)
     if wide is not None:
         for glu in (False, True):
             found = wide_linear(linear, rows, wide, column_scale=scale, glu=glu)
@@ -182,7 +190,11 @@ def sampling_check() -> Check:
 
 
 def session_check(config: ModelConfig, mode: str, batch: int, *, graphs: bool, one_kernel: bool = False) -> Check:
-    """Prefill and three steps of a small model: the largest distance of their logits from the plain op set's."""
+    """Prefill and three steps of a small model: the largest distance of their logits from the plain op set's.
+
+    Limits are those of the batch. Infinite where a chosen token is not the most probable one, or where the model does
+    not decode in one kernel though it should.
+    """
     weights = dummy_weights(config, GPU_MODES[mode])
     held = ModelWeights(list(weights.layers), weights.embedding, weights.final_norm, weights.lm_head)
     limits = BuildLimits(max_batch_size=batch, max_input_len=64, max_output_len=16)
@@ -194,7 +206,14 @@ def session_check(config: ModelConfig, mode: str, batch: int, *, graphs: bool, o
     errors = [distance(fast.prefill(prompts), plain.prefill(prompts))]
     for _ in range(3):
         ids = torch.randint(0, config.vocab_size, (batch,), generator=generator)
-        errors.append(distance(fast.decode(ids), plain.decode(ids)))
+        found = fast.decode(ids)
+        errors.append(distance(found, plain.decode(ids)))
+    chosen = found.argmax(-1).cpu()
+    for _ in range(2):
+        expected = plain.decode(chosen)
+        chosen = fast.decode_greedy().cpu()
+        logits = fast._logits(batch)
+        errors += [distance(logits, expected), greedy_error(logits.cpu(), chosen)]
     if fast.decodes_in_one_kernel != one_kernel:
         errors.append(float("inf"))
     plain.close()
@@ -203,6 +222,12 @@ def session_check(config: ModelConfig, mode: str, batch: int, *, graphs: bool, o
     way = ", one kernel" if one_kernel else ""
     name = f"model in {mode}, {batch} rows, {config.num_heads} heads on {config.num_kv_heads}{way}"
     return Check(name, max(errors), MODEL_OF_INTEGERS if integers else MODEL)
+
+
+def greedy_error(logits: Tensor, chosen: Tensor) -> float:
+    """0 where each of ``chosen``, ``[batch]``, is a most probable token of ``[batch, vocab]``; else infinite."""
+    taken = logits.gather(1, chosen[:, None])[:, 0]
+    return 0.0 if bool((taken == logits.max(-1).values).all()) else float("inf")
 
 
 def check(name: str, found: Tensor, expected: Tensor, limit: float) -> Check:
@@ -232,7 +257,11 @@ def poisoned() -> Iterator[None]:
 def main(words: Sequence[str] | None = None) -> int:
     """Run all checks; 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m workbench.evaluation.kernel_checks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="every kernel, but few shapes, and no CUDA graphs")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="every kernel that this GPU runs, but few shapes, models of one layer, and no CUDA graphs",
+    )
     args = parser.parse_args(words)
     require_gpu("a check of the kernels")
     failed = count = 0

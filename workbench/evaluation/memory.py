@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 
@@ -53,6 +54,17 @@ def require_memory(what: str, needed_bytes: float, device: str) -> None:
             allowed=f"{gigabytes(free)}, which is free there now",
             fix="end what else takes memory there, or use a machine that has more",
         )
+
+
+def out_of_gpu_memory(error: BaseException) -> LimitError | None:
+    """What torch says when a GPU's memory is used up, as a mistake that a person can mend; None for other errors."""
+    if not isinstance(error, torch.cuda.OutOfMemoryError):
+        return None
+    wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+    return LimitError(
+        "the GPU's memory is used up" + (f": {wanted[1]} more were wanted" if wanted else ""),
+        fix="run fewer or shorter prompts at once, end what else takes memory there, or use the CPU",
+    )
 
 
 def gigabytes(size_bytes: float) -> str:
