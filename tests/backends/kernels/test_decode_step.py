@@ -31,9 +31,10 @@ from workbench.backends.kernels.skinny_gemm import STEP, Kind
 from workbench.backends.triton_ops import TritonOps
 from workbench.model.config import ModelConfig
 from workbench.model.internlm import InternLM
+from workbench.model.numerics import pack_int4, quantize_int4_groups
 from workbench.model.ops import LayerCache
 from workbench.model.rotary import rotary_tables
-from workbench.model.weights import ModelWeights, SmoothQuantWeight
+from workbench.model.weights import Int4GroupWeight, ModelWeights, SmoothQuantWeight
 from workbench.runtime import persistent_decode
 from workbench.runtime.cuda_session import CudaOptions, CudaSession
 from workbench.runtime.persistent_decode import prepared_kernel, step_model, why_it_cannot
@@ -150,6 +151,12 @@ def test_models_that_the_kernel_cannot_run_are_named() -> None:
     assert whole is not None
     assert (why_not(whole, 2), why_not(whole, 4), why_not(model, 8)) == (None, "4 rows", None)
     assert [why_not(model, rows) for rows in (3, 5, 16)] == ["3 rows", "5 rows", "16 rows"]
+    assert dense.lm_head is not None
+    integers, scale = quantize_int4_groups(dense.lm_head.weight.float(), 64)
+    grouped = random_weights(config, "int4", int8_cache=False)
+    other = _model(config, replace(grouped, lm_head=Int4GroupWeight(pack_int4(integers), scale, 64)))
+    assert other is not None
+    assert why_not(other) == "an INT4 head over other weights"
     assert _model(config, replace(dense, lm_head=None)) is None
 
 

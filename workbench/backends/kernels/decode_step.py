@@ -238,7 +238,9 @@ def why_not(model: StepModel, rows: int = 1) -> str | None:
         return "layers of several weight types"
     if len({linear.steps_per_group for linear in linears}) != 1:
         return "groups of several sizes"
-    if model.head.kind is Kind.INT4 and linears[0].kind is not Kind.INT4:
+    head, first = model.head, linears[0]
+    alike = (head.kind, head.groups, head.steps_per_group) == (first.kind, first.groups, first.steps_per_group)
+    if head.kind is Kind.INT4 and not alike:
         return "an INT4 head over other weights"
     if rows not in ROWS or (linears[0].kind is Kind.W8A8 and rows > MAX_W8A8_ROWS):
         return f"{rows} rows"
