@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from workbench.backends.kernels.decode_shape import StepTuning
 from workbench.backends.kernels.decode_step import (
     DecodeStep,
     StepLayer,
     StepModel,
-    StepTuning,
     can_run_on,
     why_not,
 )

@@ -14,18 +14,8 @@ from tests.backends.kernels.test_skinny_gemm import needs_gpu, needs_nvrtc
 from tests.runtime.small_models import LIMITS, random_weights, small_config
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.kernels import decode_step as kernels
-from workbench.backends.kernels.decode_step import (
-    CAPABILITY,
-    CHUNK_STEPS,
-    DecodeStep,
-    StepShape,
-    StepTuning,
-    options,
-    segment,
-    source,
-    splits,
-    why_not,
-)
+from workbench.backends.kernels.decode_shape import CHUNK_STEPS, StepShape, StepTuning, options, segment, splits
+from workbench.backends.kernels.decode_step import CAPABILITY, DecodeStep, source, why_not
 from workbench.backends.kernels.nvrtc import compile_cubin
 from workbench.backends.kernels.skinny_gemm import STEP, Kind
 from workbench.backends.triton_ops import TritonOps
@@ -75,6 +65,14 @@ def test_it_compiles_for_every_architecture(kind: Kind, architecture: str) -> No
     replace(SHAPE_7B, rows=2, hidden=2048, intermediate=8192, heads=16, kv_heads=8),
 ], ids=["kv8", "w8a8", "groups of 32", "20b", "int8 head", "1.8b"])  # fmt: skip
 def test_it_compiles_for_published_sizes(shape: StepShape) -> None:
+    assert _compiled(shape).startswith(b"\x7fELF")
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("hidden", [8192, 2048])
+def test_the_widest_rows_that_are_taken_fit_shared_memory(hidden: int) -> None:
+    shape = replace(SHAPE_7B, rows=8, hidden=hidden, intermediate=28672, heads=64, kv_heads=8, kind=Kind.INT4, groups=4)
+    assert shape.rows * hidden <= kernels.MOST_VALUES
     assert _compiled(shape).startswith(b"\x7fELF")
 
 
@@ -146,6 +144,11 @@ def test_models_that_the_kernel_cannot_run_are_named() -> None:
     found = _model(narrow, random_weights(narrow, "w8a8", int8_cache=False))
     assert found is not None
     assert why_not(found) == "352 inputs"
+    for layer in model.layers:
+        layer.qkv.k = 10240
+    assert (why_not(model, 4), why_not(model, 8)) == (None, "8 rows of 10240 values")
+    for layer in model.layers:
+        layer.qkv.k = config.hidden_size
     assert why_not(replace(model, head_dim=48)) == "heads of 48 values"
     whole = _model(config, random_weights(config, "w8a8", int8_cache=False))
     assert whole is not None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.backends.kernels.decode_shape import StepShape, StepTuning, options, splits, whole
 from workbench.backends.kernels.nvrtc import Kernel, Launch, cached_cubin
 from workbench.backends.kernels.skinny_gemm import STEP, TILED, Kind, SkinnyLinear, address_of, architecture_of
 from workbench.model.ops import LayerCache
@@ -29,75 +30,10 @@ MAX_ROWS = max(ROWS)
 MAX_W8A8_ROWS = 2  # every block quantizes all rows for itself: 8 were slower than operation by operation
 CAPABILITY = (9, 0)  # that it was measured on
 SHARED_BYTES = 227 << 10
+MOST_VALUES = 8 * 8192  # of all rows of a norm: more leave no room for the ring
 THREADS = 640
 STATIC_SHARED_BYTES = 4 << 10  # barriers and the like, beside what the kernel lays out itself
-CHUNK_STEPS = 8
-ROWS_BYTES = 72 << 10  # of shared memory for rows of x, unless one row of the widest norm needs more
-MOST_QUERIES = {False: 2, True: 2}  # heads that attend together with a float16 and an INT8 cache: registers
 HEAD_DIMS = (32, 64, 128)
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """What a kernel is compiled for.
-
-    Attributes:
-        rows: 1, 2, 4 or 8.
-        kind, head_kind: of the layers' weights and of the head's.
-        groups: scales that a step of 128 values needs, see :func:`packing.scales_per_step`.
-        subs_per_group: 32 values each, see :func:`packing.sub_steps_per_group`.
-        hidden, intermediate, heads, kv_heads, head_dim, vocab: of the model.
-        int8_cache, scale_per_head: of the KV cache.
-    """
-
-    rows: int
-    kind: Kind
-    head_kind: Kind
-    groups: int
-    subs_per_group: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    int8_cache: bool = False
-    scale_per_head: bool = False
-
-    @property
-    def queries(self) -> int:
-        """Heads of a group that attend together."""
-        group = self.heads // self.kv_heads
-        return max(n for n in range(1, MOST_QUERIES[self.int8_cache] + 1) if group % n == 0)
-
-    @property
-    def parts(self) -> int:
-        """Pieces of a row's attention that need no other: key/value heads, times what a group is divided into."""
-        return self.rows * self.heads // self.queries
-
-
-@dataclass(frozen=True)
-class StepTuning:
-    """How the kernel divides its work.
-
-    Attributes:
-        stages: chunks of about 8 KB that the ring may hold; as many as fit, at most this.
-        in_flight: chunks of a block that are asked for and not there yet: enough to fill the memory's pipes, few enough
-            that what the blocks say to each other does not wait behind them.
-        units: units of 16 rows whose sums are kept at once.
-        splits: parts of a row's keys at most; 0 for as many as give every processor work.
-        split_rows: keys from which they are divided.
-        prefetched_rows: of the cache, over all rows of x, that are brought into the L2 cache ahead.
-        watchdog: end a kernel that waits for seconds; for tests.
-    """
-
-    stages: int = 48
-    in_flight: int = 6
-    units: int = 12
-    splits: int = 0
-    split_rows: int = 512
-    prefetched_rows: int = 2048
-    watchdog: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,58 +117,18 @@ def source() -> str:
     return "".join(here.joinpath(name).read_text(encoding="utf-8") for name in SOURCES)
 
 
-def options(shape: StepShape, tuning: StepTuning, shared_bytes: int, processors: int) -> list[str]:
-    """The kernel's macros."""
-    macros: dict[str, object] = {
-        "NB": shape.rows,
-        "KIND": shape.kind.value,
-        "KIND_HEAD": shape.head_kind.value,
-        "GROUPS": shape.groups,
-        "SUBS_PER_GROUP": shape.subs_per_group,
-        "BLOCKS": processors,
-        "HIDDEN": shape.hidden,
-        "INTERMEDIATE": shape.intermediate,
-        "HEADS": shape.heads,
-        "KV_HEADS": shape.kv_heads,
-        "DIM": shape.head_dim,
-        "VOCAB": shape.vocab,
-        "KV8": int(shape.int8_cache),
-        "SCALE_STRIDE": int(shape.scale_per_head),
-        "SPLITS": splits(shape, tuning, processors),
-        "SPLIT_ROWS": tuning.split_rows,
-        "PREFETCHED_ROWS": tuning.prefetched_rows,
-        "QUERIES": shape.queries,
-        "ATTENTION_SCALE": f"{shape.head_dim**-0.5!r}f",
-        "SEGMENT": segment(shape),
-        "UNITS": tuning.units,
-        "MAX_SHARED": shared_bytes,
-        "MAX_STAGES": tuning.stages,
-        "MAX_IN_FLIGHT": tuning.in_flight,
-        "WATCHDOG": int(tuning.watchdog),
-    }
-    return [f"-D{name}={value}" for name, value in macros.items()]
-
-
-def splits(shape: StepShape, tuning: StepTuning, processors: int) -> int:
-    """Parts of a row's keys: what gives most processors one piece of attention each."""
-    return tuning.splits or max(1, processors // shape.parts)
-
-
-def segment(shape: StepShape) -> int:
-    """Values of k that shared memory holds of every row of x, in whole chunks of every kind."""
-    chunk = CHUNK_STEPS * max(STEP.values())
-    width = 1 if shape.kind is Kind.W8A8 else 2
-    widest = _whole(max(shape.hidden, shape.intermediate, shape.heads * shape.head_dim), chunk)
-    fitting = ROWS_BYTES // (shape.rows * width) // chunk * chunk
-    return min(widest, max(fitting, _whole(shape.hidden, chunk)))
-
-
-def _whole(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
-
-
 def why_not(model: StepModel, rows: int = 1) -> str | None:
     """Why this kernel cannot, or should not, run so many rows of the model; None where it can."""
+    return _why_not_rows(model.layers[0].qkv, rows) or _why_not_weights(model)
+
+
+def _why_not_rows(first: SkinnyLinear, rows: int) -> str | None:
+    if rows not in ROWS or (first.kind is Kind.W8A8 and rows > MAX_W8A8_ROWS):
+        return f"{rows} rows"
+    return f"{rows} rows of {first.k} values" if rows * first.k > MOST_VALUES else None
+
+
+def _why_not_weights(model: StepModel) -> str | None:
     linears = [linear for layer in model.layers for linear in layer.linears]
     if len({linear.kind for linear in linears}) != 1 or len({linear.groups for linear in linears}) != 1:
         return "layers of several weight types"
@@ -242,16 +138,12 @@ def why_not(model: StepModel, rows: int = 1) -> str | None:
     alike = (head.kind, head.groups, head.steps_per_group) == (first.kind, first.groups, first.steps_per_group)
     if head.kind is Kind.INT4 and not alike:
         return "an INT4 head over other weights"
-    if rows not in ROWS or (linears[0].kind is Kind.W8A8 and rows > MAX_W8A8_ROWS):
-        return f"{rows} rows"
     if model.head_dim not in HEAD_DIMS:
         return f"heads of {model.head_dim} values"
-    for linear in [*linears, model.head]:
+    for linear in [*linears, head]:
         if linear.kind not in TILED and linear.k % STEP[linear.kind]:
             return f"{linear.k} inputs"
-    if any(linear.rows % 16 for linear in [*linears, model.head]) or any(
-        layer.gate_up.rows % 32 for layer in model.layers
-    ):
+    if any(linear.rows % 16 for linear in [*linears, head]) or any(layer.gate_up.rows % 32 for layer in model.layers):
         return "rows that do not divide into tiles of 16"
     if model.layers[0].down.k % 16 or model.embedding.dtype != torch.float16:
         return "an odd number of features, or another dtype"
@@ -302,7 +194,7 @@ class DecodeStep:
             "summed": empty(2, rows, shape.hidden),
             "activated": empty(rows, shape.intermediate),
             "down": empty(rows, shape.hidden),
-            "partial": empty(pieces, _whole(shape.queries * (shape.head_dim + 2), 4), dtype=torch.float32),
+            "partial": empty(pieces, whole(shape.queries * (shape.head_dim + 2), 4), dtype=torch.float32),
             "arrived": torch.zeros(shape.parts, dtype=torch.int32, device=self.device),
             "best": empty(self.processors, rows, dtype=torch.int64),
             "counters": torch.zeros(2, dtype=torch.int32, device=self.device),
