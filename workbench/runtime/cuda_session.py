@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels import require_gpu
+from workbench.backends.kernels.decode_step import COMPARED
 from workbench.backends.torch_ops import TapSink
 from workbench.backends.triton_ops import TritonOps
 from workbench.errors import LimitError
@@ -46,13 +47,14 @@ class CudaOptions:
         device: a CUDA device.
         graphs: replay decoding as a CUDA graph; without, every kernel is launched on its own.
         one_kernel: decode up to 8 rows in one kernel, where model and GPU allow it; without, operation by operation.
+            By default where this state of the kernel was compared on a GPU.
     """
 
     dtype: torch.dtype = torch.float16
     limits: BuildLimits = field(default_factory=BuildLimits)
     device: str = "cuda"
     graphs: bool = True
-    one_kernel: bool = True
+    one_kernel: bool = COMPARED
 
 
 class CudaSession:

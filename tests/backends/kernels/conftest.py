@@ -22,6 +22,17 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: small operations wait for each other longer than they take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def triton_device() -> str:
     """Where Triton's kernels run here: a GPU, or the CPU under ``TRITON_INTERPRET=1`` (set it before pytest starts)."""

@@ -14,7 +14,16 @@ from tests.backends.kernels.test_skinny_gemm import needs_gpu, needs_nvrtc
 from tests.runtime.small_models import LIMITS, random_weights, small_config
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.kernels import decode_step as kernels
-from workbench.backends.kernels.decode_shape import CHUNK_STEPS, StepShape, StepTuning, options, segment, splits
+from workbench.backends.kernels.decode_shape import (
+    CHUNK_STEPS,
+    StepShape,
+    StepTuning,
+    dynamic_shared_bytes,
+    options,
+    segment,
+    splits,
+    units_and_stages,
+)
 from workbench.backends.kernels.decode_step import CAPABILITY, DecodeStep, source, why_not
 from workbench.backends.kernels.nvrtc import compile_cubin
 from workbench.backends.kernels.skinny_gemm import STEP, Kind
@@ -43,7 +52,7 @@ needs_hopper = pytest.mark.skipif(not _is_new_enough(), reason="needs a GPU of c
 
 
 def _compiled(shape: StepShape, architecture: str = "sm_90", extra: str = "") -> bytes:
-    shared = LARGEST_SHARED[architecture] - kernels.STATIC_SHARED_BYTES
+    shared = dynamic_shared_bytes(shape, StepTuning(), LARGEST_SHARED[architecture])
     return compile_cubin(source() + extra, options(shape, StepTuning(), shared, 132), architecture)
 
 
@@ -69,11 +78,16 @@ def test_it_compiles_for_published_sizes(shape: StepShape) -> None:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("hidden", [8192, 2048])
-def test_the_widest_rows_that_are_taken_fit_shared_memory(hidden: int) -> None:
-    shape = replace(SHAPE_7B, rows=8, hidden=hidden, intermediate=28672, heads=64, kv_heads=8, kind=Kind.INT4, groups=4)
-    assert shape.rows * hidden <= kernels.MOST_VALUES
-    assert _compiled(shape).startswith(b"\x7fELF")
+@pytest.mark.parametrize("shape", [
+    SHAPE_7B,
+    replace(SHAPE_7B, rows=8, kind=Kind.INT4, groups=4, hidden=6144, intermediate=16384, heads=48, kv_heads=8),
+    replace(SHAPE_7B, rows=2, kind=Kind.W8A8, int8_cache=True),
+    replace(SHAPE_7B, rows=4, kind=Kind.INT8, head_kind=Kind.W8A8, kv_heads=2),
+], ids=["7b", "20b", "w8a8", "w8a8 head"])  # fmt: skip
+def test_shared_memory_is_divided_as_the_kernel_divides_it(shape: StepShape) -> None:
+    shared = dynamic_shared_bytes(shape, StepTuning(), LARGEST_SHARED["sm_90"])
+    units, stages = units_and_stages(shape, StepTuning(), shared)
+    assert _compiled(shape, extra=f"static_assert(UNITS == {units} && STAGES == {stages});")
 
 
 @needs_nvrtc

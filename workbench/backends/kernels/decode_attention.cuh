@@ -10,9 +10,7 @@ constexpr int ATTENTIONS = NB * KV_HEADS * PARTS;  // that need no other
 constexpr int TEAM = ATTENTIONS > BLOCKS ? CONSUMERS / 2 : CONSUMERS, TEAMS = CONSUMERS / TEAM, TEAM_THREADS = TEAM * 32;
 constexpr float NOTHING = -1e30f;  // the largest score of no rows
 
-__device__ __forceinline__ void team_meets(int team) {
-    asm volatile("bar.sync %0, %1;" ::"r"(2 + team), "n"(TEAM_THREADS) : "memory");
-}
+__device__ __forceinline__ void team_meets(int team) { meet<TEAM_THREADS>(2 + team); }
 
 // Some of the cached rows of one head. Few rows are not divided: putting pieces together takes longer than they do.
 struct AttentionUnit {
@@ -21,7 +19,7 @@ struct AttentionUnit {
     __device__ __forceinline__ AttentionUnit(const Step& s, int unit) {
         split = unit / ATTENTIONS, group = unit % ATTENTIONS;
         part = group % PARTS, kv_head = group / PARTS % KV_HEADS, n = group / (PARTS * KV_HEADS);
-        length = s.start[n];
+        length = held_start[n];
         pieces = max(1, min(SPLITS, (length + SPLIT_ROWS - 1) / SPLIT_ROWS));
         const int rows = (length + pieces - 1) / pieces;
         begin = split * rows, end = min(length, begin + rows);
@@ -35,12 +33,12 @@ __device__ __forceinline__ void prefetch_cache(const Step& s, const Layer& layer
     constexpr int row_bytes = DIM * (KV8 ? 1 : 2);
 #pragma unroll 1
     for (int n = 0; n < NB; n++) {
-        const int length = s.start[n], lines = min(length, PREFETCHED_ROWS / NB) * row_bytes / 128;
+        const int length = held_start[n], lines = min(length, PREFETCHED_ROWS / NB) * row_bytes / 128;
 #pragma unroll 1
         for (int i = blockIdx.x * CONSUMER_THREADS + here; i < lines * KV_HEADS; i += BLOCKS * CONSUMER_THREADS) {
             const i64 at = (i64)(n * KV_HEADS + i / lines) * s.max_len * row_bytes + i % lines * 128;
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(layer.key + at));
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(layer.value + at));
+            prefetch_l2(layer.key + at);
+            prefetch_l2(layer.value + at);
         }
     }
 }
@@ -204,10 +202,12 @@ template <bool FRESH>
 __device__ __forceinline__ float merged(const float* pieces, int count, int stride, int h, int d, float& largest, float& total) {
     largest = NOTHING, total = 0.0f;
     float sum = 0.0f;
+#pragma unroll 8
     for (int i = 0; i < count; i++) {
         const float* piece = pieces + i * stride;
         largest = fmaxf(largest, FRESH ? load_fresh(piece + QUERIES * DIM + 2 * h) : piece[QUERIES * DIM + 2 * h]);
     }
+#pragma unroll 8
     for (int i = 0; i < count; i++) {
         const float* piece = pieces + i * stride;
         const float *at = piece + QUERIES * DIM + 2 * h, *value = piece + h * DIM + d;
@@ -247,26 +247,38 @@ __device__ __forceinline__ void begin_with_new_row(const Layer& layer, const Att
 }
 
 // The warps' softmaxes, or the pieces of several blocks, become context.
-__device__ __forceinline__ void put_together(const Step& s, const AttentionUnit& u, const float* scratch, float value_scale) {
+__device__ __forceinline__ void put_together(const Step& s, const AttentionUnit& u, const float* scratch, float value_scale, u32* largest_of_rows) {
     const int team = thread_here() / TEAM_THREADS, here = thread_here() % TEAM_THREADS;
     u16* context = s.context + (i64)u.n * CONTEXT + (u.kv_head * GROUP + u.part * QUERIES) * DIM;
     float* pieces = s.partial + (i64)u.group * SPLITS * PIECE;
+    float largest_context = 0.0f;
+    auto store = [&](int i, float value) {
+        context[i] = float_to_half(value);
+        largest_context = fmaxf(largest_context, fabsf(half_to_float(float_to_half(value))));
+    };
+    auto tell = [&] {  // for whoever quantizes the context
+        if (KIND != 3) return;
+        largest_context = warp_largest(largest_context);
+        if (here % 32 == 0 && largest_context > 0.0f) atomicMax(largest_of_rows + u.n, __float_as_uint(largest_context));
+    };
 #pragma unroll 1
     for (int i = here; i < QUERIES * DIM; i += TEAM_THREADS) {
         float largest, total;
         const float sum = merged<false>(scratch, TEAM, PIECE, i / DIM, i % DIM, largest, total) * value_scale;
         if (u.pieces == 1) {
-            context[i] = float_to_half(__fdividef(sum, total));
+            store(i, __fdividef(sum, total));
         } else {
             float* mine = pieces + u.split * PIECE;
             mine[i] = sum;
             if (i % DIM == 0) mine[QUERIES * DIM + i / DIM * 2] = largest, mine[QUERIES * DIM + i / DIM * 2 + 1] = total;
         }
     }
-    if (SPLITS == 1 || u.pieces == 1) return;
+    if (SPLITS == 1 || u.pieces == 1) {
+        tell();
+        return;
+    }
     team_meets(team);
-    if (here == 0)
-        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(tickets[team]) : "l"(s.arrived + u.group) : "memory");
+    if (here == 0) tickets[team] = take_ticket(s.arrived + u.group);
     team_meets(team);
     if (tickets[team] != u.pieces - 1) return;
     if (here == 0) s.arrived[u.group] = 0;
@@ -274,11 +286,12 @@ __device__ __forceinline__ void put_together(const Step& s, const AttentionUnit&
     for (int i = here; i < QUERIES * DIM; i += TEAM_THREADS) {
         float largest, total;
         const float sum = merged<true>(pieces, u.pieces, PIECE, i / DIM, i % DIM, largest, total);
-        context[i] = float_to_half(__fdividef(sum, total));
+        store(i, __fdividef(sum, total));
     }
+    tell();
 }
 
-__device__ __forceinline__ void attend(const Step& s, const Layer& layer) {
+__device__ __forceinline__ void attend(const Step& s, const Layer& layer, u32* largest_of_rows) {
     const int warp = thread_here() / 32 % TEAM, lane = thread_here() % 32, team = thread_here() / TEAM_THREADS;
     float* scratch = (float*)(memory + AT_X) + team * TEAM * PIECE;
     const int at = lane % ROW_LANES * VEC;
@@ -295,9 +308,8 @@ __device__ __forceinline__ void attend(const Step& s, const Layer& layer) {
         float query[QUERIES][VEC];
 #pragma unroll
         for (int i = 0; i < VEC; i += 4) {
-            const i64 angle = (i64)u.length * (DIM / 2) + at % (DIM / 2) + i;
-            *(float4*)(cos + i) = __ldg((const float4*)(s.cos + angle));
-            *(float4*)(sin + i) = __ldg((const float4*)(s.sin + angle));
+            *(float4*)(cos + i) = *(const float4*)&angles[u.n][0][at % (DIM / 2) + i];
+            *(float4*)(sin + i) = *(const float4*)&angles[u.n][1][at % (DIM / 2) + i];
         }
         const Unturned raw_key(qkv + (HEADS + u.kv_head) * DIM, at);
         uint4 raw_value[VEC / 8];
@@ -329,7 +341,7 @@ __device__ __forceinline__ void attend(const Step& s, const Layer& layer) {
             }
         }
         team_meets(team);
-        put_together(s, u, scratch, value_scale);
+        put_together(s, u, scratch, value_scale, largest_of_rows);
         team_meets(team);
     }
 }

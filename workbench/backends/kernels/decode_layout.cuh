@@ -1,7 +1,7 @@
 // What the parts of the decode kernel share: sizes of a model's matrices, shared memory, the structures of a launch.
 //
-// A unit is 16 rows of a matrix (8 of gate and 8 of up under SwiGLU), a step 64 bytes of each row, a chunk 8 steps of
-// one unit: one for every warp of a half of the consumers. Where rows of x do not fit shared memory, a product goes
+// A unit is 16 rows of a matrix (8 of gate and 8 of up under SwiGLU), a step 64 bytes of each row, a chunk 16 steps of
+// one unit: two for every warp of a half of the consumers. Where rows of x do not fit shared memory, a product goes
 // through k in segments.
 //
 // Macros: NB rows of x (1, 2, 4, 8); KIND and KIND_HEAD of the weights, as in skinny_gemm.cu; GROUPS scales a step and
@@ -14,15 +14,14 @@
 
 #define CONSUMERS 16
 #define PRODUCERS 4
-#define CHUNK_STEPS 8
-#define HALVES (CONSUMERS / CHUNK_STEPS)
+#define HALVES 2
+#define HALF_WARPS (CONSUMERS / HALVES)
+#define WARP_STEPS 2
+#define CHUNK_STEPS (HALF_WARPS * WARP_STEPS)
 #define CONSUMER_THREADS (CONSUMERS * 32)
 #define PRODUCER_THREADS (PRODUCERS * 32)
 #define QKV ((HEADS + 2 * KV_HEADS) * DIM)
 #define CONTEXT (HEADS * DIM)
-
-typedef unsigned long long u64;
-typedef long long i64;
 
 static_assert(NB == 1 || NB == 2 || NB == 4 || NB == 8, "warps divide the rows of x evenly");
 
@@ -77,10 +76,11 @@ constexpr int HALF_BYTES = KIND == 3 || KIND_HEAD == 3 ? up(NB * HALF_PITCH, 128
 constexpr int NORM_BYTES = up(HIDDEN * 2, 128) * 128;
 constexpr int AT_X = 0, AT_HALF = X_BYTES, AT_NORM = AT_HALF + HALF_BYTES, AT_SUMS = AT_NORM + NORM_BYTES;
 // The last unit of an odd number is divided between the halves of the consumers: it has two places.
-constexpr int AT_RING = AT_SUMS + (UNITS + 1) * CHUNK_STEPS * NB * 16 * 4;
+constexpr int AT_RING = AT_SUMS + (UNITS + 1) * HALF_WARPS * NB * 16 * 4;
 constexpr int FITTING = (MAX_SHARED - AT_RING) / SLOT, STAGES = FITTING < MAX_STAGES ? FITTING : MAX_STAGES;
 constexpr int IN_FLIGHT = MAX_IN_FLIGHT < STAGES ? MAX_IN_FLIGHT : STAGES - 1;
-static_assert(STAGES >= 2, "the ring does not fit shared memory");
+// Each half of the consumers keeps a chunk while it waits for its next one.
+static_assert(STAGES > HALVES, "the ring does not fit shared memory");
 static_assert(QKV_SHAPE.segments == 1 && GATE_UP_SHAPE.segments == 1 && HEAD_SHAPE.segments == 1, "a norm needs whole rows");
 
 struct Matrix {
@@ -113,13 +113,12 @@ struct Step {
     float* logits;
     u16* qkv;
     u16* context;
-    u16* attended;
-    u16* summed;  // [2][NB][HIDDEN]
+    u16* residual;  // [NB][HIDDEN]: what layers add to
     u16* activated;
-    u16* down;
     float* partial;  // [NB * KV_HEADS * groups][SPLITS][PIECE]
     u32* arrived;    // [NB * KV_HEADS * groups], zero before and after
     u64* best;       // [blocks][NB]
+    u32* largest;    // [layers][2][NB] bits of float32: of context and activations; zero before and after
     u32* counters;   // arrivals at the barrier, blocks that are done; zero before and after
     int num_layers;
     int max_len;
@@ -130,9 +129,13 @@ extern __shared__ __align__(128) char memory[];
 __shared__ u64 full_barrier[STAGES];
 __shared__ u64 empty_barrier[STAGES];
 __shared__ float column_scale[NB];
+__shared__ u32 row_largest[NB];  // bits of the largest absolute value of this block's part of y
+__shared__ int held_start[NB];
+__shared__ __align__(16) float angles[NB][2][DIM / 2];  // cosines, sines
 __shared__ float warp_values[CONSUMERS];
 __shared__ u64 block_best[NB];
 __shared__ __align__(16) float held_scale[UNITS * 16];
 __shared__ __align__(16) u16 held_bias[UNITS * 16];
+__shared__ __align__(16) u16 held_residual[NB][UNITS * 16];
 __shared__ u32 ticket, tickets[2];
 __shared__ Layer held[2];

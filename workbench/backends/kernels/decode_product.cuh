@@ -36,8 +36,8 @@ __device__ __forceinline__ void load_fragment(Fragment<K>& f, u32 weights, u32 s
     if (K == 2)
 #pragma unroll
         for (int i = 0; i < F::scales; i++) {
-            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(f.scale[i][0]) : "r"(scales + i * 64));
-            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(f.scale[i][1]) : "r"(scales + i * 64 + apart));
+            f.scale[i][0] = load_shared_word(scales + i * 64);
+            f.scale[i][1] = load_shared_word(scales + i * 64 + apart);
         }
 }
 
@@ -98,6 +98,15 @@ __device__ __forceinline__ void hold_rows(const Matrix& m, const Shape& shape, i
         }
 }
 
+// What the layer adds to, of the same units: for row n of x at HIDDEN * n.
+__device__ __forceinline__ void hold_residual(const u16* residual, int base, int end) {
+#pragma unroll 1
+    for (int i = thread_here(); i < NB * (end - base) * 2; i += CONSUMER_THREADS) {
+        const int n = i % NB, piece = i / NB;
+        copy_async(shared_address(&held_residual[n][piece * 8]), residual + n * HIDDEN + base * 16 + piece * 8);
+    }
+}
+
 // One finished sum: row ``row`` (of 16) of a unit, for row n of x; ``divided`` between the halves of the consumers or not.
 template <int K>
 __device__ __forceinline__ float finished(const Matrix& m, int unit_in_base, bool divided, int row, int n) {
@@ -105,10 +114,10 @@ __device__ __forceinline__ float finished(const Matrix& m, int unit_in_base, boo
     const value_t* all = (const value_t*)(memory + AT_SUMS) + n * 16 + row;
     value_t sum = 0;
 #pragma unroll
-    for (int warp = 0; warp < CHUNK_STEPS; warp++) sum += all[(unit_in_base * CHUNK_STEPS + warp) * NB * 16];
+    for (int warp = 0; warp < HALF_WARPS; warp++) sum += all[(unit_in_base * HALF_WARPS + warp) * NB * 16];
     if (divided)
 #pragma unroll
-        for (int warp = 0; warp < CHUNK_STEPS; warp++) sum += all[(UNITS * CHUNK_STEPS + warp) * NB * 16];
+        for (int warp = 0; warp < HALF_WARPS; warp++) sum += all[(UNITS * HALF_WARPS + warp) * NB * 16];
     const float scale = K == 1 || K == 3 ? held_scale[unit_in_base * 16 + row] : 1.0f;
     u16 y = float_to_half((float)sum * (K == 3 ? column_scale[n] * scale : scale));
     if (m.bias) y = float_to_half(half_to_float(y) + half_to_float(held_bias[unit_in_base * 16 + row]));
@@ -136,9 +145,11 @@ struct Consumer {
     Ring ring;
 
     // ``load(segment)`` puts rows of x into shared memory and ends with all consumers meeting; ``store(row, n, value)``
-    // takes finished values of output row ``row``; n is the same in all calls of a thread.
+    // takes finished values of output row ``row``, to which ``residual`` was added where there is one; n is the same in
+    // all calls of a thread.
     template <int K, class Load, class Store>
-    __device__ __forceinline__ void product(const Matrix& m, const Shape& shape, int turn, Load load, Store store, int stamp) {
+    __device__ __forceinline__ void product(const Matrix& m, const Shape& shape, int turn, const u16* residual, Load load,
+                                            Store store, int stamp) {
         const int here = thread_here();
         const Share share(shape.units, turn);
         if (share.begin == share.end) load(0);
@@ -147,14 +158,15 @@ struct Consumer {
             const int end = min(base + UNITS, share.end);
 #pragma unroll 1
             for (int segment = 0; segment < shape.segments; segment++) {
-                if (shape.segments > 1 && (segment || base != share.begin)) consumers_meet();
+                if (segment) consumers_meet();
                 if (shape.segments > 1 || base == share.begin) load(segment);
                 STAMP(stamp);
                 if (segment == 0) hold_rows(m, shape, base, end);
+                if (segment == 0 && residual) hold_residual(residual, base, end);
                 add_units<K>(shape, base, end, segment);
             }
             STAMP(stamp + 1);
-            asm volatile("cp.async.wait_all;" ::: "memory");
+            wait_copies();
             consumers_meet();
             STAMP(stamp + 2);
             const int n = here % NB, unit_rows = shape.glu ? 8 : 16;
@@ -164,6 +176,7 @@ struct Consumer {
                 const bool divided = (end - base) % 2 && unit == end - base - 1;
                 float value = finished<K>(m, unit, divided, row, n);
                 if (shape.glu) value = value / (1.0f + __expf(-value)) * finished<K>(m, unit, divided, row + 8, n);
+                if (residual) value += half_to_float(held_residual[n][i]);
                 store(base * unit_rows + i, n, value);
             }
             if (base + UNITS < share.end) consumers_meet();
@@ -172,11 +185,12 @@ struct Consumer {
 
     // This warp's part of units over one segment, added to what it has of the segments before. Every half of the
     // consumers takes every second chunk that the producers bring: its own unit of a pair, then its part of a last one.
-    // The next step is loaded while one is multiplied.
+    // A step is loaded while the one before is multiplied.
     template <int K>
     __device__ __forceinline__ void add_units(const Shape& shape, int base, int end, int segment) {
-        constexpr int x_step = CHUNK_STEPS * step_values(K) * x_width(K);
-        const int here = thread_here(), half = here / (32 * CHUNK_STEPS), warp = here / 32 % CHUNK_STEPS, lane = here % 32;
+        static_assert(WARP_STEPS == 2, "a chunk is two steps of a warp");
+        constexpr int x_step = HALF_WARPS * step_values(K) * x_width(K), w_step = HALF_WARPS * step_pitch(K);
+        const int here = thread_here(), half = here / (32 * HALF_WARPS), warp = here / 32 % HALF_WARPS, lane = here % 32;
         const u32 base_address = shared_address(memory), ring_address = base_address + AT_RING;
         const u32 x = base_address + AT_X + lane / 4 * shape.pitch + (warp * (step_values(K) * x_width(K) / 16) + lane % 4) * 16;
         const u32 weights = ring_address + warp * step_pitch(K) + lane * 16;
@@ -184,60 +198,47 @@ struct Consumer {
         const u32 full_address = shared_address(full_barrier), empty_address = shared_address(empty_barrier);
         const bool has_column = NB == 8 || lane / 4 < NB;
         const int first = segment * shape.segment_chunks, chunks = min(shape.segment_chunks, shape.chunks - first);
-        const int own_chunks = (shape.steps - first * CHUNK_STEPS - warp + CHUNK_STEPS - 1) / CHUNK_STEPS;
+        const int own_steps = (shape.steps - first * CHUNK_STEPS - warp + HALF_WARPS - 1) / HALF_WARPS;  // of this segment on
         const int count = (end - base) * chunks, glu = shape.glu;
         Ring at = ring;
         at.advance(half);
         ring.advance(count);
         Sums<K> even = {}, odd = {};
         Fragment<K> one = {}, two = {};  // not what they held a layer ago: that would keep registers
-        Turn now(base, end, half), ahead(base, end, half);
+        Turn now(base, end, half);
         ScalePlace place(glu, now.unit);
+        auto load = [&](Fragment<K>& f, int step, int chunk) {
+            if (chunk * WARP_STEPS + step < own_steps)
+                load_fragment<K>(f, weights + at.slot * SLOT + step * w_step, scales + at.slot * SLOT + step * (HALF_WARPS * GROUPS * 64),
+                                 x + (chunk * WARP_STEPS + step) * x_step, place.apart, has_column);
+        };
+        auto take = [&](const Fragment<K>& f, int step) {
+            if (now.chunk * WARP_STEPS + step < own_steps) multiply<K>(f, place, even, odd);
+        };
         int left = (count - half + 1) / HALVES;
-        auto load = [&](Fragment<K>& f) {
+        if (left) {
             wait_for(full_address + at.slot * 8, at.phase);
-            if (ahead.chunk < own_chunks)
-                load_fragment<K>(f, weights + at.slot * SLOT, scales + at.slot * SLOT, x + ahead.chunk * x_step, place.apart, has_column);
-        };
-        auto release = [&] {
-            __syncwarp();
-            if (lane == 0) arrive(empty_address + at.slot * 8);
-            at.advance(HALVES);
-            ahead.next(chunks, end, half);
-        };
-        auto take = [&](const Fragment<K>& f) {
-            if (now.chunk < own_chunks) multiply<K>(f, place, even, odd);
-        };
-        auto step = [&] {
-            const int unit = now.unit, place_of_sums = now.stride == 1 || !half ? unit - base : UNITS;
-            if (!now.next(chunks, end, half)) return;
-            leave<K>(even, odd, place_of_sums, segment, warp, lane);
-            place = ScalePlace(glu, now.unit);
-        };
-        if (!left) {  // a single chunk, and it is the other half's
-            if (segment == 0) leave<K>(even, odd, UNITS, 0, warp, lane);
-            return;
+            load(one, 0, now.chunk);
         }
-        load(one);
-        release();
 #pragma unroll 1
-        for (;;) {
-            if (!--left) {
-                take(one), step();
-                break;
+        while (left) {
+            load(two, 1, now.chunk);
+            take(one, 0);
+            const u32 taken = empty_address + at.slot * 8;
+            const Turn was = now;
+            const bool done = now.next(chunks, end, half);
+            at.advance(HALVES);
+            if (--left) {
+                wait_for(full_address + at.slot * 8, at.phase);
+                load(one, 0, now.chunk);
             }
-            load(two);
-            take(one);
-            release();
-            step();
-            if (!--left) {
-                take(two), step();
-                break;
+            if (was.chunk * WARP_STEPS + 1 < own_steps) multiply<K>(two, place, even, odd);
+            __syncwarp();
+            if (lane == 0) arrive(taken);
+            if (done) {
+                leave<K>(even, odd, was.stride == 1 || !half ? was.unit - base : UNITS, segment, warp, lane);
+                place = ScalePlace(glu, now.unit);
             }
-            load(one);
-            take(two);
-            release();
-            step();
         }
         // Of an odd last unit with one chunk, the second half has nothing.
         if (half && chunks == 1 && (end - base) % 2 && segment == 0) leave<K>(even, odd, UNITS, 0, warp, lane);
@@ -247,7 +248,7 @@ struct Consumer {
     template <int K>
     __device__ __forceinline__ void leave(Sums<K>& even, Sums<K>& odd, int unit_in_base, int segment, int warp, int lane) {
         using value_t = decltype(Sums<K>::value[0] + 0);
-        value_t* sums = (value_t*)(memory + AT_SUMS) + (unit_in_base * CHUNK_STEPS + warp) * NB * 16;
+        value_t* sums = (value_t*)(memory + AT_SUMS) + (unit_in_base * HALF_WARPS + warp) * NB * 16;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int n = lane % 4 * 2 + i % 2, row = lane / 4 + i / 2 * 8;

@@ -11,63 +11,13 @@ struct Patience {
 #endif
 };
 
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ void init_barrier(u64* barrier, u32 count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ bool has_passed(u32 barrier, u32 phase) {
-    u32 passed;
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(passed) : "r"(barrier), "r"(phase) : "memory");
-#else
-    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(passed) : "r"(barrier), "r"(phase) : "memory");
-#endif
-    return passed;
-}
-
 __device__ __forceinline__ void wait_for(u32 barrier, u32 phase) {
     if (has_passed(barrier, phase)) return;
     Patience patience;
     while (!has_passed(barrier, phase)) patience.check();
 }
 
-__device__ __forceinline__ void arrive(u32 barrier) {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void arrive_when_copied(u32 barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void copy_async(u32 to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-
-__device__ __forceinline__ void consumers_meet() {
-    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMER_THREADS) : "memory");
-}
-
-__device__ __forceinline__ uint4 load_shared(u32 at) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
-    return v;
-}
-
-__device__ __forceinline__ uint4 load_fresh(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-    return v;
-}
-
-__device__ __forceinline__ float load_fresh(const float* p) {
-    float v;
-    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
-    return v;
-}
+__device__ __forceinline__ void consumers_meet() { meet<CONSUMER_THREADS>(1); }
 
 // The consumers of all blocks meet: announce() after the last store of a product, join() before the first load of it.
 struct Grid {
@@ -76,17 +26,12 @@ struct Grid {
     __device__ __forceinline__ void announce() {
         consumers_meet();
         target += BLOCKS;
-        if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+        if (threadIdx.x == 0) add_release(counter, 1);
     }
     __device__ __forceinline__ void join() {
         if (threadIdx.x == 0) {
             Patience patience;
-            for (;;) {
-                u32 seen;
-                asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-                if (seen >= target) break;
-                patience.check();
-            }
+            while (load_acquire(counter) < target) patience.check();
         }
         consumers_meet();
     }
@@ -99,13 +44,6 @@ __shared__ int traced;
 #else
 #define STAMP(i)
 #endif
-
-// The thread's index, read anew: what is computed from it stays out of registers between products.
-__device__ __forceinline__ int thread_here() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
 
 struct Ring {
     int slot = 0;
@@ -146,22 +84,27 @@ struct Producer {
         const u32 slot = slots + ring.slot * SLOT;
         const int first = chunk * CHUNK_STEPS, glu = shape.glu;
         if constexpr (tiled(K)) {
-            // A warp brings rows 0 to 7 or 8 to 15 of every second step.
+            // A warp brings rows 0 to 7 or 8 to 15 of every second step of those that are there.
             const int which = warp % 2, step = first + warp / 2;
             const i64 tile = glu ? unit / 2 + which * (shape.out_rows / 16) : unit, half = glu ? unit % 2 : which;
             const char* from = m.weight + ((tile * shape.steps + step) * 2 + half) * 512 + lane * 16;
             const u32 to = slot + warp * 512 + lane * 16;
 #pragma unroll
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < CHUNK_STEPS / 2; i++)
                 if (step + 2 * i < shape.steps) copy_async(to + i * 2048, from + i * 2048);
         } else {
             const i64 row_bytes = (i64)shape.values * (K == 0 ? 2 : 1);
             const u32 to = slot + lane / 4 * step_pitch(K) + lane % 4 * 16 + warp * 64;
             const char* from = m.weight + (glu ? unit * 8 + warp : unit * 16 + warp) * row_bytes + (first * 4 + lane) * 16;
-            const bool inside = first + lane / 4 < shape.steps;
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (inside) copy_async(to + i * 256, from + (glu ? i % 2 * 4 + i / 2 * shape.out_rows : i * 4) * row_bytes);
+            for (int part = 0; part < CHUNK_STEPS / 8; part++) {
+                const bool inside = first + part * 8 + lane / 4 < shape.steps;
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (inside)
+                        copy_async(to + part * 8 * step_pitch(K) + i * 256,
+                                   from + part * 512 + (glu ? i % 2 * 4 + i / 2 * shape.out_rows : i * 4) * row_bytes);
+            }
         }
         if constexpr (K == 2) {
             // [step][group of the step][gate, up][8 pairs], 16 bytes at a time.
@@ -198,6 +141,6 @@ struct Producer {
 #pragma unroll 1
         for (int turn = 0; turn < 4 * s.num_layers; turn++) stream<KIND>(s.layers[turn / 4].matrix[turn % 4], shapes[turn % 4], turn);
         stream<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers);
-        asm volatile("cp.async.wait_all;" ::: "memory");
+        wait_copies();
     }
 };

@@ -40,53 +40,63 @@ __device__ __forceinline__ float larger_of(float largest, u32 pair) {
     return fmaxf(largest, fmaxf(fabsf(low), fabsf(high)));
 }
 
-// Eight float16 values as INT8; ``steps`` is 1 / scale.
-__device__ __forceinline__ uint2 quantized(uint4 x, float scale, float steps) {
-    const u32* pair = (const u32*)&x;
-    u32 q[2] = {0, 0};
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-        q[j / 4] |= ((u32)integer_near(half_to_float((u16)(pair[j / 2] >> (16 * (j % 2)))), scale, steps) & 0xffu) << (8 * (j % 4));
-    return make_uint2(q[0], q[1]);
+// A value over its scale, rounded: the integer lies in the low byte. ``steps`` is 1 / scale; where the product with it
+// lies too close to a tie to tell, the value is divided.
+__device__ __forceinline__ u32 rounded(float value, float scale, float steps) {
+    constexpr float half_even = 12582912.0f;  // 1.5 * 2^23
+    float real = value * steps;
+    const float whole = __fadd_rn(__fadd_rn(real, half_even), -half_even);
+    if (fabsf(fabsf(real - whole) - 0.5f) < 1e-4f) real = __fdiv_rn(value, scale);
+    return __float_as_uint(__fadd_rn(fminf(fmaxf(real, -127.0f), 127.0f), half_even));
 }
 
-// x = RMSNorm(x + residual) * weight for a product of KIND K; the sum also goes to memory.
+// Eight float16 values as INT8.
+__device__ __forceinline__ uint2 quantized(uint4 x, float scale, float steps) {
+    const u32* pair = (const u32*)&x;
+    u32 word[2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        const u32 a = rounded(half_to_float((u16)pair[2 * j]), scale, steps);
+        const u32 b = rounded(half_to_float((u16)(pair[2 * j] >> 16)), scale, steps);
+        const u32 c = rounded(half_to_float((u16)pair[2 * j + 1]), scale, steps);
+        const u32 d = rounded(half_to_float((u16)(pair[2 * j + 1] >> 16)), scale, steps);
+        word[j] = __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+    }
+    return make_uint2(word[0], word[1]);
+}
+
+// RMSNorm(x) * weight for a product of KIND K; x also goes to ``kept``, where there is such.
 template <int K>
-__device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, const u16* x, const u16* residual, u16* summed,
-                                            const float* calibrated) {
-    const int here = thread_here();
+__device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, const u16* x, u16* kept, const float* calibrated) {
     constexpr int granules = HIDDEN / 8, turns = up(granules, ROW_THREADS), batch = turns < 8 ? turns : 8;
-    const int row = here / ROW_THREADS, thread = here % ROW_THREADS;
+    const int here = thread_here(), row = here / ROW_THREADS, thread = here % ROW_THREADS;
     uint4* rows = (uint4*)(memory + (K == 3 ? AT_HALF + row * HALF_PITCH : AT_X + row * shape.pitch));
     const uint4* weights = (const uint4*)(memory + AT_NORM);
     float squares = 0.0f;
 #pragma unroll 1
     for (int turn = 0; turn < turns; turn += batch) {
-        uint4 loaded[batch], other[batch];
+        uint4 loaded[batch];
 #pragma unroll
         for (int i = 0; i < batch; i++) {
             const int at = (turn + i) * ROW_THREADS + thread;
             loaded[i] = at < granules ? load_fresh((const uint4*)x + at) : make_uint4(0, 0, 0, 0);
-            other[i] = at < granules && residual ? load_fresh((const uint4*)residual + at) : make_uint4(0, 0, 0, 0);
         }
 #pragma unroll
         for (int i = 0; i < batch; i++) {
             const int at = (turn + i) * ROW_THREADS + thread;
-            u32 *word = (u32*)&loaded[i], *added = (u32*)&other[i];
+            const u32* word = (const u32*)&loaded[i];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                if (residual) word[j] = add2(word[j], added[j]);
                 const float low = half_to_float((u16)word[j]), high = half_to_float((u16)(word[j] >> 16));
                 squares += low * low;
                 squares += high * high;
             }
             if (at >= granules) continue;
             rows[at] = loaded[i];
-            if (blockIdx.x == 0 && summed) ((uint4*)(summed + row * HIDDEN))[at] = loaded[i];
+            if (kept) ((uint4*)(kept + row * HIDDEN))[at] = loaded[i];
         }
     }
-    const float root = __fsqrt_rn(__fdiv_rn(row_reduced<false>(squares), (float)HIDDEN) + epsilon);
-    const float inverse = __fdiv_rn(1.0f, root);
+    const float inverse = inverse_root(row_reduced<false>(squares) * (1.0f / HIDDEN) + epsilon);
     float largest = 0.0f;
 #pragma unroll 2
     for (int at = thread; at < granules; at += ROW_THREADS) {
@@ -101,8 +111,7 @@ __device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, c
         rows[at] = held_x;
     }
     if constexpr (K == 3) {
-        const float scale = row_scale_of(calibrated ? 0.0f : row_reduced<true>(largest), calibrated);
-        const float steps = __fdiv_rn(1.0f, scale);
+        const float scale = row_scale_of(calibrated ? 0.0f : row_reduced<true>(largest), calibrated), steps = 1.0f / scale;
         if (thread == 0) column_scale[row] = scale;
         uint2* integers = (uint2*)(memory + AT_X + row * shape.pitch);
 #pragma unroll 2
@@ -115,23 +124,23 @@ __device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, c
     consumers_meet();
 }
 
-// The scale of every row of a product whose activations are quantized as they are.
-__device__ __forceinline__ void measure_rows(const Shape& shape, const u16* x, const float* calibrated) {
-    const int here = thread_here(), granules = shape.values / 8;
-    const int row = here / ROW_THREADS, thread = here % ROW_THREADS;
-    float largest = 0.0f;
-    if (!calibrated) {
-#pragma unroll 4
-        for (int at = thread; at < granules; at += ROW_THREADS) {
-            const uint4 loaded = load_fresh((const uint4*)(x + (i64)row * shape.values) + at);
-            const u32* pair = (const u32*)&loaded;
-#pragma unroll
-            for (int j = 0; j < 4; j++) largest = larger_of(largest, pair[j]);
-        }
-        largest = row_reduced<true>(largest);
-    }
-    if (thread == 0) column_scale[row] = row_scale_of(largest, calibrated);
+// The scale of every row of a product whose activations are quantized as they are: from the largest values that the
+// blocks which made them left behind.
+__device__ __forceinline__ void hold_scales(const u32* largest, const float* calibrated) {
+    const int here = thread_here();
+    if (here < NB) column_scale[here] = row_scale_of(calibrated ? 0.0f : load_fresh((const float*)largest + here), calibrated);
     consumers_meet();
+}
+
+// What this block found goes where hold_scales() will look for it; before the grid's barrier.
+__device__ __forceinline__ void leave_largest(u32* largest) {
+    consumers_meet();
+    if (thread_here() == 0)
+#pragma unroll
+        for (int n = 0; n < NB; n++) {
+            raise(largest + n, row_largest[n]);
+            row_largest[n] = 0;
+        }
 }
 
 // One segment of rows that are multiplied as they are.
@@ -143,7 +152,7 @@ __device__ __forceinline__ void load_plain(const Shape& shape, const u16* x, int
     const uint4* from = (const uint4*)(x + (i64)row * shape.values + first);
     char* to = memory + AT_X + row * shape.pitch;
     if constexpr (K == 3) {
-        const float scale = column_scale[row], steps = __fdiv_rn(1.0f, scale);
+        const float scale = column_scale[row], steps = 1.0f / scale;
 #pragma unroll 2
         for (int at = thread; at < count; at += ROW_THREADS) ((uint2*)to)[at] = quantized(load_fresh(from + at), scale, steps);
     } else {
@@ -152,7 +161,7 @@ __device__ __forceinline__ void load_plain(const Shape& shape, const u16* x, int
         const int wide = min(shape.held_values, shape.steps * step_values(K) - first) / 8;
 #pragma unroll 1
         for (int at = count + thread; at < wide; at += ROW_THREADS) ((uint4*)to)[at] = make_uint4(0, 0, 0, 0);
-        asm volatile("cp.async.wait_all;" ::: "memory");
+        wait_copies();
     }
     consumers_meet();
 }

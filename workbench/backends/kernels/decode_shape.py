@@ -1,14 +1,21 @@
-"""What the decode kernel is compiled for: sizes of a model, how the work is divided, and the macros that say so."""
+"""Sizes of the decode kernel: what it is compiled for, how it divides its work and its shared memory.
+
+Arithmetic that ``decode_layout.cuh`` repeats; knows no tensors and no devices.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.backends.kernels.skinny_gemm import STEP, Kind
+from workbench.backends.kernels import packing
+from workbench.backends.kernels.skinny_gemm import STEP, TILED, Kind
 
-CHUNK_STEPS = 8
-ROWS_BYTES = 72 << 10  # of shared memory for rows of x, unless one row of the widest norm needs more
+CHUNK_STEPS = 16
+ROWS_BYTES = 72 << 10  # of shared memory for rows of x, unless the rows of the widest norm need more
 MOST_QUERIES = {False: 2, True: 2}  # heads that attend together with a float16 and an INT8 cache: registers
+CONSUMER_WARPS = 16
+TILE_STEP_BYTES, PAIRS_BYTES, PADDING = 1024, 32, 64
+FEWER_UNITS, FEWEST_STAGES, ENOUGH_STAGES = (8, 4, 2), 3, 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class StepTuning:
     """How the kernel divides its work.
 
     Attributes:
-        stages: chunks of about 8 KB that the ring may hold; as many as fit, at most this.
+        stages: chunks of about 16 KB that the ring may hold; as many as fit, at most this.
         in_flight: chunks of a block that are asked for and not there yet: enough to fill the memory's pipes, few enough
             that what the blocks say to each other does not wait behind them.
         units: units of 16 rows whose sums are kept at once.
@@ -65,8 +72,8 @@ class StepTuning:
         watchdog: end a kernel that waits for seconds; for tests.
     """
 
-    stages: int = 48
-    in_flight: int = 6
+    stages: int = 24
+    in_flight: int = 3
     units: int = 12
     splits: int = 0
     split_rows: int = 512
@@ -97,7 +104,7 @@ def options(shape: StepShape, tuning: StepTuning, shared_bytes: int, processors:
         "QUERIES": shape.queries,
         "ATTENTION_SCALE": f"{shape.head_dim**-0.5!r}f",
         "SEGMENT": segment(shape),
-        "UNITS": tuning.units,
+        "UNITS": units_and_stages(shape, tuning, shared_bytes)[0],
         "MAX_SHARED": shared_bytes,
         "MAX_STAGES": tuning.stages,
         "MAX_IN_FLIGHT": tuning.in_flight,
@@ -114,12 +121,46 @@ def splits(shape: StepShape, tuning: StepTuning, processors: int) -> int:
 def segment(shape: StepShape) -> int:
     """Values of k that shared memory holds of every row of x, in whole chunks of every kind."""
     chunk = CHUNK_STEPS * max(STEP.values())
-    width = 1 if shape.kind is Kind.W8A8 else 2
     widest = whole(max(shape.hidden, shape.intermediate, shape.heads * shape.head_dim), chunk)
-    fitting = ROWS_BYTES // (shape.rows * width) // chunk * chunk
+    fitting = ROWS_BYTES // (shape.rows * 2) // chunk * chunk
     return min(widest, max(fitting, whole(shape.hidden, chunk)))
 
 
 def whole(value: int, unit: int) -> int:
-    """The value, rounded up to whole units."""
     return -(-value // unit) * unit
+
+
+def units_and_stages(shape: StepShape, tuning: StepTuning, shared_bytes: int) -> tuple[int, int]:
+    """Units whose sums are kept at once, and chunks that the ring then holds: fewer units where few chunks would fit.
+
+    The rule of ``decode_layout.cuh``; fewer than :data:`FEWEST_STAGES` chunks do not compile.
+    """
+    held = segment(shape)
+
+    def pitch(kind: Kind, k: int) -> int:
+        values = whole(k, STEP[kind])
+        if values > held:
+            values = held // STEP[kind] // CHUNK_STEPS * CHUNK_STEPS * STEP[kind]
+        return values * (1 if kind is Kind.W8A8 else 2) + PADDING
+
+    def slot(kind: Kind) -> int:
+        step = TILE_STEP_BYTES if kind in TILED else TILE_STEP_BYTES + PADDING
+        return CHUNK_STEPS * (step + (shape.groups * 2 * PAIRS_BYTES if kind is Kind.INT4 else 0))
+
+    widths = (shape.hidden, shape.heads * shape.head_dim, shape.intermediate)
+    widest = max(*(pitch(shape.kind, k) for k in widths), pitch(shape.head_kind, shape.hidden))
+    scratch = CONSUMER_WARPS * 4 * (shape.queries * shape.head_dim + whole(2 * shape.queries, 4))
+    taken = whole(max(shape.rows * widest, scratch), 128) + whole(2 * shape.hidden, 128)
+    if Kind.W8A8 in (shape.kind, shape.head_kind):
+        taken += whole(shape.rows * (2 * shape.hidden + PADDING), 128)
+    found = []
+    for units in sorted({tuning.units, *(few for few in FEWER_UNITS if few < tuning.units)}, reverse=True):
+        sums = (units + 1) * CONSUMER_WARPS // 2 * shape.rows * packing.TILE_ROWS * 4
+        stages = (shared_bytes - taken - sums) // max(slot(shape.kind), slot(shape.head_kind))
+        found.append((units, min(stages, tuning.stages)))
+    return next((pair for pair in found if pair[1] >= ENOUGH_STAGES), max(found, key=lambda pair: pair[1]))
+
+
+def dynamic_shared_bytes(shape: StepShape, tuning: StepTuning, limit: int) -> int:
+    """What is left of a block's shared memory beside what the kernel declares: barriers, biases, angles."""
+    return limit - (4 << 10) - shape.rows * (2 * packing.TILE_ROWS * tuning.units + 4 * shape.head_dim)

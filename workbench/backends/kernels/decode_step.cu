@@ -32,8 +32,7 @@ __device__ void choose(const Step& s) {
     consumers_meet();
     if (here < NB) s.best[blockIdx.x * NB + here] = block_best[here];
     consumers_meet();
-    if (here == 0)
-        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(ticket) : "l"(s.counters + 1) : "memory");
+    if (here == 0) ticket = take_ticket(s.counters + 1);
     consumers_meet();
     if (ticket != BLOCKS - 1) return;
     const int warp = here / 32, lane = here % 32;
@@ -52,6 +51,7 @@ __device__ void choose(const Step& s) {
         if (lane == 0) s.ids[warp] = (i64)(u32) ~(u32)best, s.start[warp] += 1;
     }
     if (here == 0) s.counters[0] = 0, s.counters[1] = 0;
+    for (int i = here; i < 2 * NB * s.num_layers; i += CONSUMER_THREADS) s.largest[i] = 0;
 }
 
 // The most probable token of each row so far: a thread sees one row only.
@@ -65,48 +65,71 @@ __device__ __forceinline__ void keep_best(u64 best) {
     if (here % 32 < NB) atomicMax(&block_best[here % NB], best);
 }
 
+// What holds for the whole step: lengths, angles, the first layer.
+__device__ __forceinline__ void begin(const Step& s) {
+    const int here = thread_here();
+    hold_layer(s, 0);
+    if (here < NB) block_best[here] = 0, row_largest[here] = 0, held_start[here] = s.start[here];
+    consumers_meet();
+#pragma unroll 1
+    for (int i = here; i < NB * DIM; i += CONSUMER_THREADS) {
+        const int n = i / DIM, part = i % DIM / (DIM / 2), d = i % (DIM / 2);
+        angles[n][part][d] = __ldg((part ? s.sin : s.cos) + (i64)held_start[n] * (DIM / 2) + d);
+    }
+    hold_norm(held[0].attention_norm);
+    consumers_meet();
+}
+
 __device__ void consume(const Step& s) {
     Consumer c;
     Grid grid = {s.counters};
-    u16 *before = s.summed, *after = s.summed + NB * HIDDEN;
-    hold_layer(s, 0);
-    if (thread_here() < NB) block_best[thread_here()] = 0;
-    consumers_meet();
-    hold_norm(held[0].attention_norm);
-    consumers_meet();
+    begin(s);
 #pragma unroll 1
     for (int turn = 0; turn < 4 * s.num_layers; turn++) {
         const int index = turn / 4, which = turn % 4;
         const Layer& layer = held[index % 2];
         const Matrix& m = layer.matrix[which];
         const Shape& shape = shapes[which];
-        const u16* x = which == 0 ? s.down : which == 1 ? s.context : which == 2 ? s.attended : s.activated;
-        u16* y = which == 0 ? s.qkv : which == 1 ? s.attended : which == 2 ? s.activated : s.down;
+        // Context and activations are quantized by scales of their own; what the norms make is, block by block.
+        u32* largest = s.largest + (2 * index + which / 2) * NB;
+        const u16* x = which == 1 ? s.context : which == 3 ? s.activated : s.residual;
+        u16* y = which == 0 ? s.qkv : which == 2 ? s.activated : s.residual;
 #if TRACE
         if (threadIdx.x == 0) traced = index == 8;
 #endif
         STAMP(8 * which);
-        c.product<KIND>(m, shape, turn, [&](int segment) {
+        if (which == 0) prefetch_cache(s, layer);
+        float largest_here = 0.0f;
+        c.product<KIND>(m, shape, turn, which % 2 ? s.residual : nullptr, [&](int segment) {
             if (which % 2) {
-                if (KIND == 3 && segment == 0) measure_rows(shape, x, m.input_scale);
+                if (KIND == 3 && segment == 0) hold_scales(largest, m.input_scale);
                 load_plain<KIND>(shape, x, segment);
             } else {
                 const int row = thread_here() / ROW_THREADS;
-                const u16* old = which ? before + row * HIDDEN : turn ? after + row * HIDDEN : nullptr;
-                load_normed<KIND>(shape, s.epsilon, turn ? x + row * HIDDEN : s.embedding + s.ids[row] * HIDDEN, old,
-                                  which ? after : before, m.input_scale);
+                load_normed<KIND>(shape, s.epsilon, turn ? x + row * HIDDEN : s.embedding + s.ids[row] * HIDDEN,
+                                  turn || blockIdx.x ? nullptr : s.residual, m.input_scale);
             }
-        }, [&](int row, int n, float value) { y[(i64)n * shape.out_rows + row] = float_to_half(value); }, 8 * which + 1);
+        }, [&](int row, int n, float value) {
+            const u16 half = float_to_half(value);
+            y[(i64)n * shape.out_rows + row] = half;
+            if (KIND == 3) largest_here = fmaxf(largest_here, fabsf(half_to_float(half)));
+        }, 8 * which + 1);
+        if (KIND == 3 && which == 2) {
+#pragma unroll
+            for (int o = 16; o >= NB; o >>= 1) largest_here = fmaxf(largest_here, __shfl_xor_sync(~0u, largest_here, o));
+            if (thread_here() % 32 < NB) atomicMax(&row_largest[thread_here() % NB], __float_as_uint(largest_here));
+            leave_largest(largest);
+        }
         STAMP(8 * which + 4);
         grid.announce();
         STAMP(8 * which + 5);
-        if (which == 0) prefetch_cache(s, layer), hold_layer(s, index + 1);
+        if (which == 0) hold_layer(s, index + 1);
         if (which == 1) hold_norm(layer.mlp_norm);
         if (which == 2) hold_norm(index + 1 < s.num_layers ? held[(index + 1) % 2].attention_norm : s.final_norm);
         grid.join();
         STAMP(8 * which + 6);
         if (which == 0) {
-            attend(s, layer);
+            attend(s, layer, largest);
             STAMP(32);
             grid.announce();
             grid.join();
@@ -114,9 +137,8 @@ __device__ void consume(const Step& s) {
         }
     }
     u64 best = 0;
-    c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, [&](int) {
-        const int row = thread_here() / ROW_THREADS;
-        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.down + row * HIDDEN, after + row * HIDDEN, nullptr, s.head.input_scale);
+    c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, nullptr, [&](int) {
+        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + thread_here() / ROW_THREADS * HIDDEN, nullptr, s.head.input_scale);
     }, [&](int row, int n, float value) {
         const u64 key = key_of(value, row);
         s.logits[(i64)n * VOCAB + row] = value;
@@ -128,7 +150,7 @@ __device__ void consume(const Step& s) {
 
 extern "C" __global__ void __launch_bounds__(CONSUMER_THREADS + PRODUCER_THREADS, 1) decode_step(const Step s) {
     if (threadIdx.x == 0)
-        for (int i = 0; i < STAGES; i++) init_barrier(&full_barrier[i], PRODUCER_THREADS), init_barrier(&empty_barrier[i], CHUNK_STEPS);
+        for (int i = 0; i < STAGES; i++) init_barrier(&full_barrier[i], PRODUCER_THREADS), init_barrier(&empty_barrier[i], HALF_WARPS);
     __syncthreads();
     if (threadIdx.x < CONSUMER_THREADS) {
         consume(s);

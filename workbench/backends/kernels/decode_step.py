@@ -1,13 +1,14 @@
-"""One decoding step of a whole model in one kernel, for 1 to 8 rows: its sizes, its arguments and its launch.
+"""One decoding step of a whole model in one kernel, for 1 to 8 rows: its arguments, its memory and its launch.
 
-The kernel is ``decode_step.cu``. Weights stay in the layouts of :mod:`skinny_gemm`; this module knows tensors on one
-device, no sessions and no model objects.
+The kernel is ``decode_step.cu``, its sizes are in :mod:`decode_shape`. Weights stay in the layouts of
+:mod:`skinny_gemm`; this module knows tensors on one device, no sessions and no model objects.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -15,24 +16,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.backends.kernels.decode_shape import StepShape, StepTuning, options, splits, whole
+from workbench.backends.kernels.decode_shape import (
+    FEWEST_STAGES,
+    StepShape,
+    StepTuning,
+    dynamic_shared_bytes,
+    options,
+    splits,
+    units_and_stages,
+    whole,
+)
 from workbench.backends.kernels.nvrtc import Kernel, Launch, cached_cubin
 from workbench.backends.kernels.skinny_gemm import STEP, TILED, Kind, SkinnyLinear, address_of, architecture_of
 from workbench.model.ops import LayerCache
 
 SOURCES = (
+    "ptx.cuh",
     "fragments.cuh",
     *(f"decode_{part}.cuh" for part in ("layout", "ring", "rows", "product", "attention")),
     "decode_step.cu",
 )
-ROWS = (1, 2, 4, 8)
+ROWS = (1, 2, 4, 8)  # that the kernel is compiled for
 MAX_ROWS = max(ROWS)
 MAX_W8A8_ROWS = 2  # every block quantizes all rows for itself: 8 were slower than operation by operation
 CAPABILITY = (9, 0)  # that it was measured on
+# Whether this state of the kernel was compared with the plain op set on a GPU (``evaluation.kernel_checks``). Until then
+# sessions use it only where they are told to.
+COMPARED = False
 SHARED_BYTES = 227 << 10
-MOST_VALUES = 8 * 8192  # of all rows of a norm: more leave no room for the ring
 THREADS = 640
-STATIC_SHARED_BYTES = 4 << 10  # barriers and the like, beside what the kernel lays out itself
 HEAD_DIMS = (32, 64, 128)
 
 
@@ -93,7 +105,7 @@ class _Layer(ctypes.Structure):
     )
 
 
-_BUFFERS = ("qkv", "context", "attended", "summed", "activated", "down", "partial", "arrived", "best", "counters")
+_BUFFERS = ("qkv", "context", "residual", "activated", "partial", "arrived", "best", "largest", "counters")
 
 
 class _Step(ctypes.Structure):
@@ -119,13 +131,19 @@ def source() -> str:
 
 def why_not(model: StepModel, rows: int = 1) -> str | None:
     """Why this kernel cannot, or should not, run so many rows of the model; None where it can."""
-    return _why_not_rows(model.layers[0].qkv, rows) or _why_not_weights(model)
+    return _why_not_rows(model.layers[0].qkv, rows) or _why_not_weights(model) or _why_not_shared(model, rows)
 
 
 def _why_not_rows(first: SkinnyLinear, rows: int) -> str | None:
     if rows not in ROWS or (first.kind is Kind.W8A8 and rows > MAX_W8A8_ROWS):
         return f"{rows} rows"
-    return f"{rows} rows of {first.k} values" if rows * first.k > MOST_VALUES else None
+    return None
+
+
+def _why_not_shared(model: StepModel, rows: int) -> str | None:
+    shape, tuning = shape_of(model, rows), StepTuning()
+    _, stages = units_and_stages(shape, tuning, dynamic_shared_bytes(shape, tuning, SHARED_BYTES))
+    return f"{rows} rows of {shape.hidden} values" if stages < FEWEST_STAGES else None
 
 
 def _why_not_weights(model: StepModel) -> str | None:
@@ -150,6 +168,36 @@ def _why_not_weights(model: StepModel) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What runs the kernel.
+
+    Attributes:
+        processors: blocks of the grid, all of them there at the same time.
+        shared_bytes: shared memory that one block may have.
+        kernel: the kernel that macros (``-DNAME=VALUE``) make of the source.
+    """
+
+    processors: int
+    shared_bytes: int
+    kernel: Callable[[tuple[str, ...]], Callable[[Launch, ctypes.Structure], None]]
+
+
+def can_run_on(device: torch.device) -> bool:
+    """Whether a GPU is one that the kernel was measured on; 8 rows need most of its shared memory."""
+    return torch.cuda.get_device_capability(device) == CAPABILITY and machine_of(device).shared_bytes >= SHARED_BYTES
+
+
+def machine_of(device: torch.device) -> Machine:
+    """A CUDA device."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return Machine(
+        int(properties.multi_processor_count),
+        int(properties.shared_memory_per_block_optin),
+        lambda choices: _kernel(choices, device.index or 0),
+    )
+
+
 class DecodeStep:
     """The kernel for one model, batch and cache, ready to launch; the tensors it was given must stay where they are.
 
@@ -159,20 +207,28 @@ class DecodeStep:
         logits: float32 ``[rows, vocab]`` of the last launch.
     """
 
-    def __init__(self, model: StepModel, ids: Tensor, start: Tensor, tuning: StepTuning | None = None) -> None:
+    def __init__(
+        self,
+        model: StepModel,
+        ids: Tensor,
+        start: Tensor,
+        tuning: StepTuning | None = None,
+        machine: Machine | None = None,
+    ) -> None:
         self.device = ids.device
+        machine = machine or machine_of(ids.device)
         self.ids, self.start = ids, start
         self.shape = shape_of(model, len(ids))
         self.tuning = tuning or StepTuning()
-        self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        self.processors = machine.processors
         self.logits = torch.empty(self.shape.rows, self.shape.vocab, dtype=torch.float32, device=self.device)
+        self._model = model
         self._buffers = self._workspace()
         self._layers = _on_device([_layer(layer) for layer in model.layers], self.device)
-        self._model = model
         self._argument = self._step()
-        self.shared_bytes = _shared_limit(self.device) - STATIC_SHARED_BYTES
+        self.shared_bytes = dynamic_shared_bytes(self.shape, self.tuning, machine.shared_bytes)
         choices = options(self.shape, self.tuning, self.shared_bytes, self.processors)
-        self._kernel = _kernel(tuple(choices), self.device.index or 0)
+        self._kernel = machine.kernel(tuple(choices))
 
     def __call__(self) -> None:
         """Queue one step on torch's current stream."""
@@ -190,21 +246,21 @@ class DecodeStep:
         return {
             "qkv": empty(rows, features),
             "context": empty(rows, shape.heads * shape.head_dim),
-            "attended": empty(rows, shape.hidden),
-            "summed": empty(2, rows, shape.hidden),
+            "residual": empty(rows, shape.hidden),
             "activated": empty(rows, shape.intermediate),
-            "down": empty(rows, shape.hidden),
             "partial": empty(pieces, whole(shape.queries * (shape.head_dim + 2), 4), dtype=torch.float32),
             "arrived": torch.zeros(shape.parts, dtype=torch.int32, device=self.device),
             "best": empty(self.processors, rows, dtype=torch.int64),
+            "largest": torch.zeros(2 * len(self._model.layers) * rows, dtype=torch.int32, device=self.device),
             "counters": torch.zeros(2, dtype=torch.int32, device=self.device),
         }
 
     def poison(self) -> None:
-        """Fill what a step must write before it reads it with NaN: for tests."""
+        """Fill what a step must write before it reads it with NaN, and with keys that win: for tests."""
         for tensor in (*self._buffers.values(), self.logits):
             if tensor.is_floating_point():
                 tensor.fill_(float("nan"))
+        self._buffers["best"].fill_(-1)
 
     def _step(self) -> _Step:
         model, cache = self._model, self._model.layers[0].cache
@@ -272,17 +328,6 @@ def _layer(layer: StepLayer) -> _Layer:
 def _on_device(layers: list[_Layer], device: torch.device) -> Tensor:
     held = b"".join(bytes(layer) for layer in layers)
     return torch.frombuffer(bytearray(held), dtype=torch.uint8).to(device)
-
-
-def can_run_on(device: torch.device) -> bool:
-    """Whether a GPU is one that the kernel was measured on; 8 rows need most of its shared memory."""
-    return torch.cuda.get_device_capability(device) == CAPABILITY and _shared_limit(device) >= SHARED_BYTES
-
-
-def _shared_limit(device: torch.device) -> int:
-    """Shared memory that one block may have."""
-    properties: Any = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)
 
 
 @functools.cache

@@ -13,10 +13,7 @@
 // NORM 1: one column, x = RMSNorm(x + residual) * norm_weight (quantized for KIND 3), which every block computes for
 // itself: the 2 us of a kernel of its own cost more than reading one row again.
 // TILED 1: weights are stored in the order in which lanes read them: [row tile][step][half][lane] of 16 bytes.
-// Half arithmetic is written in PTX, so that no header is needed to compile this at run time.
-
-typedef unsigned u32;
-typedef unsigned short u16;
+// After ptx.cuh and fragments.cuh; no header is needed to compile this at run time.
 
 #if KIND == 3
 typedef int acc_t;
@@ -65,89 +62,23 @@ struct Problem {
     const u16* norm_weight;    // [k]
 };
 
-__device__ __forceinline__ uint4 load_stream(const uint4* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-
-__device__ __forceinline__ float half_to_float(u16 h) {
-    float f;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
-    return f;
-}
-
-__device__ __forceinline__ u16 float_to_half(float f) {
-    u16 h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    return h;
-}
-
-__device__ __forceinline__ u32 sub2(u32 a, u32 b) {
-    u32 d;
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
-
-__device__ __forceinline__ u32 mul2(u32 a, u32 b) {
-    u32 d;
-    asm("mul.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
-
-__device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) {
-    u32 d;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
-#if KIND == 3
-__device__ __forceinline__ void mma(acc_t* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-#else
-__device__ __forceinline__ void mma(acc_t* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-#endif
-
-// Four INT8 values to two float16 pairs: 1024 + 128 + q has q in its low mantissa bits.
-__device__ __forceinline__ void halves_of_bytes(u32 q, u32& low, u32& high) {
-    u32 biased = q ^ 0x80808080u;
-    asm("prmt.b32 %0, %1, %2, 0x4140;" : "=r"(low) : "r"(biased), "r"(0x64646464u));
-    asm("prmt.b32 %0, %1, %2, 0x4342;" : "=r"(high) : "r"(biased), "r"(0x64646464u));
-    low = sub2(low, 0x64806480u);
-    high = sub2(high, 0x64806480u);
-}
-
-// Eight nibbles q + 8, where nibble p < 4 is value 2p and nibble p + 4 is value 2p + 1, to four float16 pairs times
-// the group's scale, each rounded once as the oracle rounds its dequantized weight.
+// Eight nibbles as integers_of_nibbles() takes them, times the group's scale: each rounded once, as the oracle rounds its
+// dequantized weight.
 __device__ __forceinline__ void halves_of_nibbles(u32 q, u32 scale, u32* pairs) {
-    u32 shifted = q >> 8, p0, p1, p2, p3;
-    asm("lop3.b32 %0, %1, 0x000f000f, 0x64006400, 0xea;" : "=r"(p0) : "r"(q));
-    asm("lop3.b32 %0, %1, 0x00f000f0, 0x64006400, 0xea;" : "=r"(p1) : "r"(q));
-    asm("lop3.b32 %0, %1, 0x000f000f, 0x64006400, 0xea;" : "=r"(p2) : "r"(shifted));
-    asm("lop3.b32 %0, %1, 0x00f000f0, 0x64006400, 0xea;" : "=r"(p3) : "r"(shifted));
-    pairs[0] = mul2(sub2(p0, 0x64086408u), scale);
-    pairs[1] = mul2(fma2(p1, 0x2c002c00u, 0xd480d480u), scale);  // (1024 + 16u) / 16 - 72 = u - 8
-    pairs[2] = mul2(sub2(p2, 0x64086408u), scale);
-    pairs[3] = mul2(fma2(p3, 0x2c002c00u, 0xd480d480u), scale);
+    integers_of_nibbles(q, pairs);
+#pragma unroll
+    for (int i = 0; i < 4; i++) pairs[i] = mul2(pairs[i], scale);
 }
 
 __device__ __forceinline__ void wait_for_previous() {
-#if PDL && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+#if PDL
+    wait_for_previous_kernel();
 #endif
 }
 
 __device__ __forceinline__ void start_next() {
-#if PDL && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#if PDL
+    start_next_kernel();
 #endif
 }
 
@@ -192,7 +123,7 @@ __device__ __forceinline__ void prefetch_weights(const Problem& p, const Warp& w
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const uint4* at = granule_of(p, w, step, steps, r, h);
-            if (at) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+            if (at) prefetch_l2(at);
         }
     }
 }

@@ -19,6 +19,7 @@ from workbench.backends.kernels import packing
 from workbench.backends.kernels.nvrtc import Kernel, Launch, cached_cubin
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
 
+SOURCES = ("ptx.cuh", "fragments.cuh", "skinny_gemm.cu")
 MAX_COLUMNS = 64
 MAX_SHARED_BYTES = 99 << 10  # what a block may have on sm_89 and sm_120, the least of the architectures we serve
 MAX_ROW_BLOCKS = 1 << 16
@@ -133,8 +134,9 @@ class _Problem(ctypes.Structure):
 
 @functools.cache
 def source() -> str:
-    """The kernel's CUDA C++."""
-    return resources.files(__package__).joinpath("skinny_gemm.cu").read_text(encoding="utf-8")
+    """The kernel's CUDA C++, what it shares with others before it."""
+    here = resources.files(__package__)
+    return "".join(here.joinpath(name).read_text(encoding="utf-8") for name in SOURCES)
 
 
 @functools.cache
