@@ -40,7 +40,7 @@ ROWS = (1, 2, 4, 8)  # that the kernel is compiled for
 MAX_ROWS = max(ROWS)
 MAX_W8A8_ROWS = 2  # every block quantizes all rows for itself: 8 were slower than operation by operation
 CAPABILITY = (9, 0)  # that it was measured on
-# Whether this state of the kernel was compared with the plain op set on a GPU (``evaluation.kernel_checks``): until then
+# Whether this state of the kernel was compared with the plain op set on a GPU (``kernel_checks``): until then
 # sessions use it where they are told to, and only there.
 COMPARED = False
 SHARED_BYTES = 227 << 10
