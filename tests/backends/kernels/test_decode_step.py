@@ -57,8 +57,10 @@ def _compiled(shape: StepShape, architecture: str = "sm_90", extra: str = "") ->
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", LARGEST_SHARED)
-@pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
+@pytest.mark.parametrize(("kind", "architecture"), [
+    *((kind, "sm_90") for kind in Kind),
+    *((Kind.INT4, architecture) for architecture in LARGEST_SHARED if architecture != "sm_90"),
+])  # fmt: skip
 def test_it_compiles_for_every_architecture(kind: Kind, architecture: str) -> None:
     shape = replace(SHAPE_7B, kind=kind, subs_per_group=4)
     assert _compiled(shape, architecture).startswith(b"\x7fELF")
