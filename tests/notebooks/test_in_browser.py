@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 from chromium import NEEDS_CHROMIUM
 from lab import command, open_notebook, running_lab
@@ -18,6 +20,7 @@ NOTEBOOK = "00_start_here.ipynb"
 pytestmark = NEEDS_CHROMIUM
 
 
+@pytest.mark.slow  # 40 s; the test of the bench opens a lab in the fast suite
 def test_a_click_draws_another_tap(notebooks, tmp_path):
     SCREENSHOTS.mkdir(exist_ok=True)
     with (
