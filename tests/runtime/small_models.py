@@ -28,17 +28,21 @@ def small_config(kv_heads: int, *, hidden: int = 256, intermediate: int = 448, v
     return spec.config
 
 
-def _linear(kind: str, rows: int, columns: int, seed: int) -> LinearWeight:
+def random_linear(kind: str, rows: int, columns: int, seed: int) -> LinearWeight:
+    """One weight: "dense", "int8", "int4" (groups of 32; "int4_64", "int4_0" for one a row), "w8a8", "static"."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator) / columns**0.5
     bias = torch.randn(rows, generator=generator).half() * 0.1 if seed % 2 else None
     if kind == "dense":
         return DenseWeight(weight.half(), bias)
-    if kind == "int4":
-        integers, scale = quantize_int4_groups(weight, 32)
-        return Int4GroupWeight(pack_int4(integers), scale, 32, bias)
+    if kind.startswith("int4"):
+        group = int(kind.partition("_")[2] or 32)
+        integers, scale = quantize_int4_groups(weight, group)
+        return Int4GroupWeight(pack_int4(integers), scale, group or columns, bias)
     integers, scale = quantize_per_channel(weight)
-    return Int8Weight(integers, scale, bias) if kind == "int8" else SmoothQuantWeight(integers, scale, bias)
+    if kind == "int8":
+        return Int8Weight(integers, scale, bias)
+    return SmoothQuantWeight(integers, scale, bias, torch.tensor(0.03) if kind == "static" else None)
 
 
 def random_weights(config: ModelConfig, kind: str, *, int8_cache: bool) -> ModelWeights:
@@ -52,11 +56,11 @@ def random_weights(config: ModelConfig, kind: str, *, int8_cache: bool) -> Model
     def layer(index: int) -> LayerWeights:
         return LayerWeights(
             attention_norm=norm(),
-            qkv=_linear(kind, config.qkv_features, hidden, 10 * index + 1),
-            o=_linear(kind, hidden, config.num_heads * config.head_dim, 10 * index + 3),
+            qkv=random_linear(kind, config.qkv_features, hidden, 10 * index + 1),
+            o=random_linear(kind, hidden, config.num_heads * config.head_dim, 10 * index + 3),
             mlp_norm=norm(),
-            gate_up=_linear(kind, 2 * inner, hidden, 10 * index + 4),
-            down=_linear(kind, hidden, inner, 10 * index + 6),
+            gate_up=random_linear(kind, 2 * inner, hidden, 10 * index + 4),
+            down=random_linear(kind, hidden, inner, 10 * index + 6),
             kv_scales=KVScales(torch.tensor(0.03), torch.tensor(0.03)) if int8_cache else None,
         )
 

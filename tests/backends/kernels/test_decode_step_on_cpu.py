@@ -13,22 +13,12 @@ pytest.importorskip("triton", reason="needs triton")
 
 from tests.cuda_on_cpu.cpu_steps import HALF, Pair, pair_of
 from tests.cuda_on_cpu.cuda_on_cpu import needs_compiler
-from tests.runtime.small_models import random_weights, small_config
+from tests.runtime.small_models import random_linear, random_weights, small_config
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.kernels import decode_shape
 from workbench.backends.kernels.decode_shape import StepTuning, segment
 from workbench.backends.kernels.decode_step import MAX_ROWS
-from workbench.model.numerics import pack_int4, quantize_int4_groups, quantize_per_channel
-from workbench.model.weights import (
-    DenseWeight,
-    Int4GroupWeight,
-    Int8Weight,
-    KVScales,
-    LayerWeights,
-    LinearWeight,
-    ModelWeights,
-    SmoothQuantWeight,
-)
+from workbench.model.weights import KVScales, LayerWeights, ModelWeights
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 SEEDS = (1, 2)
@@ -88,36 +78,20 @@ CASES = [
 ]
 
 
-def _linear(kind: str, shape: torch.Size, seed: int) -> LinearWeight:
-    generator = torch.Generator().manual_seed(seed)
-    columns = shape[1]
-    weight = torch.randn(shape, generator=generator) / columns**0.5
-    bias = torch.randn(shape[0], generator=generator).half() * 0.1 if seed % 2 else None
-    if kind == "dense":
-        return DenseWeight(weight.half(), bias)
-    if kind.startswith("int4"):
-        group = int(kind.removeprefix("int4_"))
-        integers, scale = quantize_int4_groups(weight, group)
-        return Int4GroupWeight(pack_int4(integers), scale, group or columns, bias)
-    integers, scale = quantize_per_channel(weight)
-    if kind == "int8":
-        return Int8Weight(integers, scale, bias)
-    return SmoothQuantWeight(integers, scale, bias, torch.tensor(0.03) if kind == "static" else None)
-
-
 def _weights(case: Case) -> ModelWeights:
     """The small model with two layers, and where one is named a head, of the case's kinds."""
     held = random_weights(small_config(case.kv_heads, **case.sizes), "dense", int8_cache=case.int8_cache)
     kind, _, head = case.kind.partition("/")
     assert held.lm_head is not None
-    lm_head = _linear(head, held.lm_head.weight.shape, 98) if head else held.lm_head
+    lm_head = random_linear(head, *held.lm_head.weight.shape, 98) if head else held.lm_head
     layers = [_layer(case, kind, index, layer) for index, layer in enumerate(held.layers[:2])]
     return replace(held, layers=layers, lm_head=lm_head)
 
 
 def _layer(case: Case, kind: str, index: int, given: LayerWeights) -> LayerWeights:
     linears: dict[str, Any] = {
-        name: _linear(kind, getattr(given, name).weight.shape, 10 * index + at) for at, name in enumerate(LINEARS)
+        name: random_linear(kind, *getattr(given, name).weight.shape, 10 * index + at)
+        for at, name in enumerate(LINEARS)
     }
     if case.int8_cache and len(case.lengths) == MAX_ROWS:  # every head its own scale; one for all in the other cases
         apart = 0.03 + 0.002 * torch.arange(case.kv_heads)

@@ -23,6 +23,14 @@ __device__ __forceinline__ void integers_of_nibbles(u32 q, u32* pairs) {
     pairs[3] = fma2(masked_or<0x00f000f0u, 0x64006400u>(shifted), 0x2c002c00u, 0xd480d480u);
 }
 
+// Eight nibbles as integers_of_nibbles() takes them, times the group's scale: each rounded once, as the oracle rounds its
+// dequantized weight.
+__device__ __forceinline__ void halves_of_nibbles(u32 q, u32 scale, u32* pairs) {
+    integers_of_nibbles(q, pairs);
+#pragma unroll
+    for (int i = 0; i < 4; i++) pairs[i] = mul2(pairs[i], scale);
+}
+
 // ``numerics.quantize_int8`` of one value.
 __device__ __forceinline__ int integer_of(float value, float scale) {
     return __float2int_rn(fminf(fmaxf(__fdiv_rn(value, scale), -127.0f), 127.0f));

@@ -62,14 +62,6 @@ struct Problem {
     const u16* norm_weight;    // [k]
 };
 
-// Eight nibbles as integers_of_nibbles() takes them, times the group's scale: each rounded once, as the oracle rounds its
-// dequantized weight.
-__device__ __forceinline__ void halves_of_nibbles(u32 q, u32 scale, u32* pairs) {
-    integers_of_nibbles(q, pairs);
-#pragma unroll
-    for (int i = 0; i < 4; i++) pairs[i] = mul2(pairs[i], scale);
-}
-
 __device__ __forceinline__ void wait_for_previous() {
 #if PDL
     wait_for_previous_kernel();

@@ -16,8 +16,6 @@
 // PDL 1: started by the previous kernel's trigger.
 // Half arithmetic is written in PTX, so that no header is needed to compile this at run time.
 
-typedef unsigned u32;
-typedef unsigned short u16;
 typedef unsigned long long u64;
 
 #if KIND == 3
@@ -65,36 +63,6 @@ struct Problem {
     int column_scale_stride;   // 0 where one scale serves all columns
 };
 
-__device__ __forceinline__ float half_to_float(u16 h) {
-    float f;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
-    return f;
-}
-
-__device__ __forceinline__ u16 float_to_half(float f) {
-    u16 h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    return h;
-}
-
-__device__ __forceinline__ u32 sub2(u32 a, u32 b) {
-    u32 d;
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
-
-__device__ __forceinline__ u32 mul2(u32 a, u32 b) {
-    u32 d;
-    asm("mul.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
-
-__device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) {
-    u32 d;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
 #if TILED
 __device__ __forceinline__ void mma(acc_t* c, const u32* a, u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -103,29 +71,6 @@ __device__ __forceinline__ void mma(acc_t* c, const u32* a, u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #endif
-
-// Four INT8 values to two float16 pairs: 1024 + 128 + q has q in its low mantissa bits.
-__device__ __forceinline__ void halves_of_bytes(u32 q, u32& low, u32& high) {
-    u32 biased = q ^ 0x80808080u;
-    asm("prmt.b32 %0, %1, %2, 0x4140;" : "=r"(low) : "r"(biased), "r"(0x64646464u));
-    asm("prmt.b32 %0, %1, %2, 0x4342;" : "=r"(high) : "r"(biased), "r"(0x64646464u));
-    low = sub2(low, 0x64806480u);
-    high = sub2(high, 0x64806480u);
-}
-
-// Eight nibbles q + 8, where nibble p < 4 is value 2p and nibble p + 4 is value 2p + 1, to four float16 pairs times
-// the group's scale, each rounded once as the oracle rounds its dequantized weight.
-__device__ __forceinline__ void halves_of_nibbles(u32 q, u32 scale, u32* pairs) {
-    u32 shifted = q >> 8, p0, p1, p2, p3;
-    asm("lop3.b32 %0, %1, 0x000f000f, 0x64006400, 0xea;" : "=r"(p0) : "r"(q));
-    asm("lop3.b32 %0, %1, 0x00f000f0, 0x64006400, 0xea;" : "=r"(p1) : "r"(q));
-    asm("lop3.b32 %0, %1, 0x000f000f, 0x64006400, 0xea;" : "=r"(p2) : "r"(shifted));
-    asm("lop3.b32 %0, %1, 0x00f000f0, 0x64006400, 0xea;" : "=r"(p3) : "r"(shifted));
-    pairs[0] = mul2(sub2(p0, 0x64086408u), scale);
-    pairs[1] = mul2(fma2(p1, 0x2c002c00u, 0xd480d480u), scale);  // (1024 + 16u) / 16 - 72 = u - 8
-    pairs[2] = mul2(sub2(p2, 0x64086408u), scale);
-    pairs[3] = mul2(fma2(p3, 0x2c002c00u, 0xd480d480u), scale);
-}
 
 __device__ __forceinline__ void wait_for_previous() {
 #if PDL
@@ -140,8 +85,6 @@ __device__ __forceinline__ void start_next() {
 }
 
 // Barriers in shared memory, by their address there.
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
 __device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
@@ -339,18 +282,6 @@ __device__ __forceinline__ int spread(int g) { return (g & 1) << 2 | g >> 1; }
 __device__ __forceinline__ int tile_of(const Warp& w, int r) {
     const int own = GLU ? ROW_TILES / 2 : ROW_TILES;
     return r / own * WM * own + w.wm * own + r % own;
-}
-
-__device__ __forceinline__ uint4 load_shared(u32 address) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
-    return v;
-}
-
-__device__ __forceinline__ u32 load_shared_word(u32 address) {
-    u32 v;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-    return v;
 }
 
 __device__ __forceinline__ void multiply(const Warp& w, u32 stage, Sums& acc) {

@@ -170,8 +170,10 @@ class WideProblem(ctypes.Structure):
 
 @functools.cache
 def source() -> str:
-    """The kernel's CUDA C++."""
-    return resources.files(__package__).joinpath("wide_gemm.cu").read_text(encoding="utf-8")
+    """The kernel's CUDA C++, what it shares with others before it."""
+    here = resources.files(__package__)
+    names = ("ptx.cuh", "fragments.cuh", "wide_gemm.cu")
+    return "".join(here.joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 @functools.cache
