@@ -38,6 +38,7 @@ struct Copy {
     uint32_t barrier;
     bool early;          // the source was read when the copy was asked for
     char bytes[16];
+    int group = 0;
 };
 
 enum Wait { READY, NAMED, MBARRIER, LANES, VALUE, OVER };
@@ -53,6 +54,7 @@ struct Fiber {
     const void* polled = nullptr;
     uint32_t lane[LANE_WORDS];  // operands of a warp's operation, then its results
     std::vector<Copy> copies;
+    int group = 0;              // of the copies that it asks for now
     jmp_buf context;
     ucontext_t first;
 };
@@ -225,12 +227,22 @@ inline void do_copies(Fiber* f, bool all) {
 
 inline void copy_async(uint32_t to, const void* from) {
     if ((uintptr_t)from % 16) fail("a copy from an address that is no multiple of 16");
-    Copy c = {at_shared(to, 16), (const char*)from, 0, now->draw(2) == 0, {}};
+    Copy c = {at_shared(to, 16), (const char*)from, 0, now->draw(2) == 0, {}, now->fiber->group};
     if (c.early) memcpy(c.bytes, from, 16);
     now->fiber->copies.push_back(c);
 }
 
-inline void arrive_when_copied(uint32_t barrier) { now->fiber->copies.push_back({nullptr, nullptr, barrier, false, {}}); }
+inline void arrive_when_copied(uint32_t barrier) { now->fiber->copies.push_back({nullptr, nullptr, barrier, false, {}, now->fiber->group}); }
+
+// Those of all groups but the newest ``later`` closed ones and the open one.
+inline void do_groups(Fiber* f, int later) {
+    size_t count = 0;
+    while (count < f->copies.size() && f->copies[count].group < f->group - later) count++;
+    std::vector<Copy> rest(f->copies.begin() + count, f->copies.end());
+    f->copies.resize(count);
+    do_copies(f, true);
+    f->copies = rest;
+}
 
 // ---- Warps
 

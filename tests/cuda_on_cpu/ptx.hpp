@@ -90,6 +90,9 @@ inline float load_fresh(const float* p) { return *p; }
 inline void prefetch_l2(const void*) {}
 inline void copy_async(u32 to, const void* from) { machine::copy_async(to, from); }
 inline void wait_copies() { machine::do_copies(machine::now->fiber, true); }
+inline void group_copies() { machine::now->fiber->group++; }
+template <int LATER>
+inline void wait_groups() { machine::do_groups(machine::now->fiber, LATER); }
 
 // ---- Threads and blocks that wait for each other
 

@@ -13,19 +13,15 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton")
 
+from tests.evaluation.small_gpu_model import SMALL
 from workbench.backends.kernels import tuning
 from workbench.backends.kernels.int8_gemm import Int8Tiles
 from workbench.backends.kernels.skinny_gemm import Tiles
 from workbench.evaluation import gpu_tuning
 from workbench.evaluation.gpu_tuning import Task, tasks, tune_model
-from workbench.model.presets import PRESETS
 from workbench.progress import ProgressEvent
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-SMALL = replace(
-    PRESETS["internlm-7b"], hidden_size=256, intermediate_size=352, num_layers=2, num_heads=4, num_kv_heads=4,
-    head_dim=64, vocab_size=320, eos_token_ids=(2,),
-)  # fmt: skip
 
 
 def test_every_weight_type_and_bucket_stands_once() -> None:
@@ -85,8 +81,9 @@ def test_rows_that_the_wide_kernel_multiplies_are_left_to_it(
     measured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_tuning, "choose_wide", lambda *_: "tiles")
-    tune_model("small", SMALL, ("int4", "w8a8"), (1, 64))
-    assert {columns for *_, columns, _, _ in measured} == {1}
+    tune_model("small", SMALL, ("int4", "w8a8"), (1, 8, 64))
+    # Those of 8 rows serve fewer as well.
+    assert {columns for *_, columns, _, _ in measured} == {1, 8}
 
 
 def test_only_inputs_of_norms_are_measured_with_them() -> None:

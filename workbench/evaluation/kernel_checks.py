@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels import require_gpu, rowwise
-from workbench.backends.kernels.decode_step import MAX_ROWS, MAX_W8A8_ROWS, can_run_on
+from workbench.backends.kernels.decode_step import MOST_ROWS, can_run_on
 from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linear
-from workbench.backends.kernels.skinny_gemm import SkinnyLinear, Tiles
+from workbench.backends.kernels.skinny_gemm import Kind, SkinnyLinear, Tiles
 from workbench.backends.kernels.wide_gemm import possible_wide, wide_linear
 from workbench.backends.torch_ops import TorchOps
 from workbench.evaluation.gpu_benchmark import GPU_MODES, dummy_weights
@@ -60,9 +60,9 @@ KINDS: dict[str, WeightQuantization | None] = {
     "int4 groups of 32": Int4WeightOnly(group_size=32),
     "w8a8": SmoothQuant(),
 }
-# Rows of x, and k; both have rows for ``wide_gemm.cu``, which takes 33 to 64.
-COLUMNS = ((1, 352), (3, 1120), (8, 608), (17, 352), (40, 352), (64, 160))
-QUICK_COLUMNS = ((1, 352), (9, 160), (40, 352))
+# Rows of x, and k: every number of column tiles, whole and with columns to spare.
+COLUMNS = ((1, 352), (3, 1120), (8, 608), (9, 160), (17, 352), (32, 608), (40, 352), (64, 160))
+QUICK_COLUMNS = ((1, 352), (8, 160), (9, 160), (40, 352))
 # One of each way to divide the work: along k, along rows, over blocks, with prefetching.
 TILES = (Tiles(2, 1, 8, 1), Tiles(2, 2, 4, 1, 1, 4), Tiles(2, 2, 2, 1, 2))
 SAMPLED = SamplingOptions(1.3, 40, 0.9, 1.2, 0.1, 0.1, random_seed=3, bad_words=((5,), (7, 9)))
@@ -103,7 +103,7 @@ def one_kernel_rows(mode: str) -> int:
     """Rows up to which a model of :data:`SIZES` decodes in one kernel on this GPU."""
     if not can_run_on(torch.device(DEVICE)):
         return 0
-    return MAX_W8A8_ROWS if mode.startswith("w8a8") else MAX_ROWS
+    return MOST_ROWS[Kind[mode.partition("+")[0].upper()]]
 
 
 def models() -> Iterator[tuple[ModelConfig, str, int]]:
@@ -112,12 +112,12 @@ def models() -> Iterator[tuple[ModelConfig, str, int]]:
 
 
 def quick_models() -> Iterator[tuple[ModelConfig, str, int]]:
-    """Of one layer; every kernel of :func:`models` but ``wide_gemm.cu``, which runs in :func:`product_checks`."""
+    """Of one layer; every kernel of :func:`models`."""
     modes = ("float16", "int8", "int4", "w8a8+kv8")
     yield from itertools.product([replace(SIZES, num_layers=1)], modes, (1, 20))
     yield from itertools.product([replace(GROUPED, num_layers=1)], ("float16", "w8a8+kv8"), (1,))
     # Batches whose step is prepared for more rows than their limits allow.
-    yield from itertools.product([replace(SIZES, num_layers=1)], ("float16",), (3, 5))
+    yield from ((replace(SIZES, num_layers=1), mode, batch) for mode, batch in (("float16", 3), ("int4", 5)))
 
 
 def product_checks(kind: str, how: WeightQuantization | None, shape: tuple[int, int]) -> Iterator[Check]:

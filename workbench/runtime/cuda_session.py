@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels import require_gpu
-from workbench.backends.kernels.decode_step import COMPARED
+from workbench.backends.kernels.decode_shape import StepTuning
+from workbench.backends.kernels.decode_step import COMPARED, DecodeStep
 from workbench.backends.torch_ops import TapSink
 from workbench.backends.triton_ops import TritonOps
 from workbench.errors import LimitError
@@ -254,6 +255,13 @@ class CudaSession:
         held.start.fill_(length)
         held.ids.random_(self.config.vocab_size)
         self._lengths = [length] * batch
+
+    def one_kernel(self, tuning: StepTuning) -> DecodeStep | None:
+        """The kernel over the batch at hand, tuned otherwise than the one in use, for measurements. None without it."""
+        held = self._decoding
+        if held is None:
+            return None
+        return prepared_kernel(self.model, self.ops, held.caches, (held.ids.clone(), held.start.clone()), tuning)
 
     def close(self) -> None:
         """Give memory back; the session is of no use afterwards."""

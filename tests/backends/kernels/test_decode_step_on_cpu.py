@@ -17,7 +17,7 @@ from tests.runtime.small_models import random_linear, random_weights, small_conf
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.kernels import decode_shape
 from workbench.backends.kernels.decode_shape import StepTuning, segment
-from workbench.backends.kernels.decode_step import MAX_ROWS
+from workbench.backends.kernels.decode_step import ROWS
 from workbench.model.weights import KVScales, LayerWeights, ModelWeights
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
@@ -93,7 +93,7 @@ def _layer(case: Case, kind: str, index: int, given: LayerWeights) -> LayerWeigh
         name: random_linear(kind, *getattr(given, name).weight.shape, 10 * index + at)
         for at, name in enumerate(LINEARS)
     }
-    if case.int8_cache and len(case.lengths) == MAX_ROWS:  # every head its own scale; one for all in the other cases
+    if case.int8_cache and len(case.lengths) == max(ROWS):  # every head its own scale; one for all in the other cases
         apart = 0.03 + 0.002 * torch.arange(case.kv_heads)
         linears["kv_scales"] = KVScales(apart, apart.flip(0))
     return replace(given, **linears)

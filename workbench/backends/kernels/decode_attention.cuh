@@ -27,22 +27,6 @@ struct AttentionUnit {
     }
 };
 
-// What will be attended to is brought into the L2 cache while the blocks wait for each other.
-__device__ __forceinline__ void prefetch_cache(const Step& s, const Layer& layer) {
-    const int here = thread_here();
-    constexpr int row_bytes = DIM * (KV8 ? 1 : 2);
-#pragma unroll 1
-    for (int n = 0; n < NB; n++) {
-        const int length = held_start[n], lines = min(length, PREFETCHED_ROWS / NB) * row_bytes / 128;
-#pragma unroll 1
-        for (int i = blockIdx.x * CONSUMER_THREADS + here; i < lines * KV_HEADS; i += BLOCKS * CONSUMER_THREADS) {
-            const i64 at = (i64)(n * KV_HEADS + i / lines) * s.max_len * row_bytes + i % lines * 128;
-            prefetch_l2(layer.key + at);
-            prefetch_l2(layer.value + at);
-        }
-    }
-}
-
 __device__ __forceinline__ void floats_of_row(uint4 held_row, float* value) {
     const u32* word = (const u32*)&held_row;
 #if KV8
@@ -291,16 +275,22 @@ __device__ __forceinline__ void put_together(const Step& s, const AttentionUnit&
     tell();
 }
 
-__device__ __forceinline__ void attend(const Step& s, const Layer& layer, u32* largest_of_rows) {
+// The first cached rows are on their way before ``join()``, after which the new rows are there.
+template <class Join>
+__device__ __forceinline__ void attend(const Step& s, const Layer& layer, u32* largest_of_rows, Join join) {
     const int warp = thread_here() / 32 % TEAM, lane = thread_here() % 32, team = thread_here() / TEAM_THREADS;
     float* scratch = (float*)(memory + AT_X) + team * TEAM * PIECE;
-    const int at = lane % ROW_LANES * VEC;
-    for (int unit = blockIdx.x + team * BLOCKS; unit < ATTENTIONS * SPLITS; unit += TEAMS * BLOCKS) {
+    const int at = lane % ROW_LANES * VEC, first = blockIdx.x + team * BLOCKS;
+    bool joined = false;
+#pragma unroll 1
+    for (int unit = first; unit < ATTENTIONS * SPLITS; unit += TEAMS * BLOCKS) {
         const AttentionUnit u(s, unit);
         if (u.split >= u.pieces) continue;
         CachedRows rows(layer, u, warp, lane);
         rows.load(rows.key, rows.keys, rows.row, lane);
         rows.load(rows.value, rows.values, rows.row, lane);
+        if (!joined) join();
+        joined = true;
         const u16* qkv = s.qkv + (i64)u.n * QKV;
         const int head = u.kv_head * GROUP + u.part * QUERIES;
         const bool has_new_row = u.split == 0 && warp == TEAM - 1;
@@ -344,4 +334,5 @@ __device__ __forceinline__ void attend(const Step& s, const Layer& layer, u32* l
         put_together(s, u, scratch, value_scale, largest_of_rows);
         team_meets(team);
     }
+    if (!joined) join();
 }

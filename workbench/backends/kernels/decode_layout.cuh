@@ -7,10 +7,10 @@
 // Macros: NB rows of x (1, 2, 4, 8); KIND and KIND_HEAD of the weights, as in skinny_gemm.cu; GROUPS scales a step and
 // row, each of SUBS_PER_GROUP times 32 values (INT4); BLOCKS of the grid; HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM,
 // VOCAB of the model; KV8 for an INT8 cache; SCALE_STRIDE 1 where every head has its scale; SPLITS of a row's keys at
-// most, of SPLIT_ROWS or more; PREFETCHED_ROWS of the cache, over all rows of x; QUERIES heads of a group that attend
+// most, of SPLIT_ROWS or more; QUERIES heads of a group that attend
 // together; ATTENTION_SCALE of scores; MAX_SHARED bytes of shared memory; MAX_STAGES chunks that the ring holds;
 // MAX_IN_FLIGHT of them asked for and not there yet; SEGMENT values of k in shared memory; UNITS whose sums are kept at
-// once; WATCHDOG 1: a wait of seconds ends the kernel; TRACE 1: times of one layer are kept.
+// once; WATCHDOG 1: a wait of seconds ends the kernel; TRACED_LAYER, whose times are kept, or -1.
 
 #define CONSUMERS 16
 #define PRODUCERS 4
@@ -20,6 +20,7 @@
 #define CHUNK_STEPS (HALF_WARPS * WARP_STEPS)
 #define CONSUMER_THREADS (CONSUMERS * 32)
 #define PRODUCER_THREADS (PRODUCERS * 32)
+#define MOST_STAMPS 64
 #define QKV ((HEADS + 2 * KV_HEADS) * DIM)
 #define CONTEXT (HEADS * DIM)
 
@@ -43,19 +44,22 @@ struct Shape {
     int values;          // k
     int steps, chunks;   // of a unit
     int segments, segment_chunks;
-    int held_values;     // of x in shared memory, at most
-    int pitch;           // bytes from one row of x to the next there
+    int held_values;     // of x in one segment
+    int pitch;           // bytes from one row of x to the next in shared memory
+    int buffer;          // bytes of x; two of them where there are segments: one is filled while the other is read
 
     constexpr Shape(int kind, bool pairs, int rows, int k)
         : glu(pairs), out_rows(pairs ? rows / 2 : rows), units(rows / 16), values(k), steps(up(k, step_values(kind))),
-          chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0) {
+          chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0), buffer(0) {
         if (held_values > SEGMENT) {
-            segment_chunks = SEGMENT / step_values(kind) / CHUNK_STEPS;
+            segment_chunks = larger(1, SEGMENT / 2 / step_values(kind) / CHUNK_STEPS);
             segments = up(chunks, segment_chunks);
             held_values = segment_chunks * CHUNK_STEPS * step_values(kind);
         }
         pitch = held_values * x_width(kind) + 64;
+        buffer = NB * pitch;
     }
+    constexpr int bytes() const { return segments > 1 ? 2 * buffer : buffer; }
 };
 
 constexpr Shape QKV_SHAPE(KIND, false, QKV, HIDDEN), O_SHAPE(KIND, false, HIDDEN, CONTEXT);
@@ -69,8 +73,8 @@ constexpr int SLOT = larger(slot_bytes(KIND), slot_bytes(KIND_HEAD));
 constexpr int PIECE = QUERIES * DIM + up(2 * QUERIES, 4) * 4;
 constexpr int SCRATCH = CONSUMERS * PIECE * 4;
 constexpr int WIDEST =
-    larger(larger(larger(QKV_SHAPE.pitch, O_SHAPE.pitch), larger(GATE_UP_SHAPE.pitch, DOWN_SHAPE.pitch)), HEAD_SHAPE.pitch);
-constexpr int X_BYTES = up(larger(NB * WIDEST, SCRATCH), 128) * 128;
+    larger(larger(larger(QKV_SHAPE.bytes(), O_SHAPE.bytes()), larger(GATE_UP_SHAPE.bytes(), DOWN_SHAPE.bytes())), HEAD_SHAPE.bytes());
+constexpr int X_BYTES = up(larger(WIDEST, SCRATCH), 128) * 128;
 constexpr int HALF_PITCH = HIDDEN * 2 + 64;
 constexpr int HALF_BYTES = KIND == 3 || KIND_HEAD == 3 ? up(NB * HALF_PITCH, 128) * 128 : 0;
 constexpr int NORM_BYTES = up(HIDDEN * 2, 128) * 128;

@@ -124,6 +124,10 @@ __device__ __forceinline__ float finished(const Matrix& m, int unit_in_base, boo
     return half_to_float(y);
 }
 
+// At the end of a product 16 threads in a row take 16 rows of y for one row of x, which stays the same.
+constexpr int ROW_LANES_OF_Y = NB == 1 ? 32 : 16;
+__device__ __forceinline__ int row_of_x() { return thread_here() / 16 % NB; }
+
 // The chunk that a half of the consumers takes.
 struct Turn {
     int unit, chunk, stride;
@@ -144,34 +148,43 @@ struct Turn {
 struct Consumer {
     Ring ring;
 
-    // ``load(segment)`` puts rows of x into shared memory and ends with all consumers meeting; ``store(row, n, value)``
-    // takes finished values of output row ``row``, to which ``residual`` was added where there is one; n is the same in
-    // all calls of a thread.
+    // ``load(segment)`` puts rows of x into shared memory, or asks for copies of them; ``store(row, n, value)`` takes
+    // finished values of output row ``row``, to which ``residual`` was added where there is one; n is the same in all
+    // calls of a thread. A segment is on its way while the one before is multiplied.
     template <int K, class Load, class Store>
     __device__ __forceinline__ void product(const Matrix& m, const Shape& shape, int turn, const u16* residual, Load load,
                                             Store store, int stamp) {
         const int here = thread_here();
         const Share share(shape.units, turn);
-        if (share.begin == share.end) load(0);
+        int base = share.begin;
 #pragma unroll 1
-        for (int base = share.begin; base < share.end; base += UNITS) {
+        do {  // once where a block has nothing to multiply: what ``load`` does besides is wanted
             const int end = min(base + UNITS, share.end);
+            const int first = shape.segments > 1 || base == share.begin ? 0 : 1;  // to be loaded
 #pragma unroll 1
-            for (int segment = 0; segment < shape.segments; segment++) {
-                if (segment) consumers_meet();
-                if (shape.segments > 1 || base == share.begin) load(segment);
-                STAMP(stamp);
-                if (segment == 0) hold_rows(m, shape, base, end);
-                if (segment == 0 && residual) hold_residual(residual, base, end);
-                add_units<K>(shape, base, end, segment);
+            for (int next = first; next <= shape.segments; next++) {
+                if (next) {
+                    if (next == 1) wait_groups<1>();  // the rows' scales may come later
+                    else wait_groups<0>();
+                    consumers_meet();  // nobody reads the other buffer any more
+                }
+                if (next < shape.segments) load(next);
+                group_copies();
+                if (next == first) {
+                    hold_rows(m, shape, base, end);
+                    if (residual) hold_residual(residual, base, end);
+                    group_copies();
+                }
+                if (next == 1) STAMP(stamp);
+                if (next) add_units<K>(shape, base, end, next - 1);
             }
             STAMP(stamp + 1);
             wait_copies();
             consumers_meet();
             STAMP(stamp + 2);
-            const int n = here % NB, unit_rows = shape.glu ? 8 : 16;
+            const int n = row_of_x(), unit_rows = shape.glu ? 8 : 16;
 #pragma unroll 1
-            for (int i = here / NB; i < (end - base) * unit_rows; i += CONSUMER_THREADS / NB) {
+            for (int i = here / (NB * 16) * 16 + here % 16; i < (end - base) * unit_rows; i += CONSUMER_THREADS / NB) {
                 const int unit = shape.glu ? i / 8 : i / 16, row = i % unit_rows;
                 const bool divided = (end - base) % 2 && unit == end - base - 1;
                 float value = finished<K>(m, unit, divided, row, n);
@@ -179,8 +192,9 @@ struct Consumer {
                 if (residual) value += half_to_float(held_residual[n][i]);
                 store(base * unit_rows + i, n, value);
             }
-            if (base + UNITS < share.end) consumers_meet();
-        }
+            base += UNITS;
+            if (base < share.end) consumers_meet();
+        } while (base < share.end);
     }
 
     // This warp's part of units over one segment, added to what it has of the segments before. Every half of the
@@ -192,7 +206,8 @@ struct Consumer {
         constexpr int x_step = HALF_WARPS * step_values(K) * x_width(K), w_step = HALF_WARPS * step_pitch(K);
         const int here = thread_here(), half = here / (32 * HALF_WARPS), warp = here / 32 % HALF_WARPS, lane = here % 32;
         const u32 base_address = shared_address(memory), ring_address = base_address + AT_RING;
-        const u32 x = base_address + AT_X + lane / 4 * shape.pitch + (warp * (step_values(K) * x_width(K) / 16) + lane % 4) * 16;
+        const u32 x = base_address + AT_X + segment % 2 * shape.buffer + lane / 4 * shape.pitch +
+                      (warp * (step_values(K) * x_width(K) / 16) + lane % 4) * 16;
         const u32 weights = ring_address + warp * step_pitch(K) + lane * 16;
         const u32 scales = ring_address + CHUNK_STEPS * 1024 + warp * GROUPS * 64 + lane / 4 * 4;
         const u32 full_address = shared_address(full_barrier), empty_address = shared_address(empty_barrier);
@@ -223,8 +238,9 @@ struct Consumer {
 #pragma unroll 1
         while (left) {
             load(two, 1, now.chunk);
+            __syncwarp();
+            if (lane == 0) arrive(empty_address + at.slot * 8);  // all of the chunk is in registers
             take(one, 0);
-            const u32 taken = empty_address + at.slot * 8;
             const Turn was = now;
             const bool done = now.next(chunks, end, half);
             at.advance(HALVES);
@@ -233,8 +249,6 @@ struct Consumer {
                 load(one, 0, now.chunk);
             }
             if (was.chunk * WARP_STEPS + 1 < own_steps) multiply<K>(two, place, even, odd);
-            __syncwarp();
-            if (lane == 0) arrive(taken);
             if (done) {
                 leave<K>(even, odd, was.stride == 1 || !half ? was.unit - base : UNITS, segment, warp, lane);
                 place = ScalePlace(glu, now.unit);

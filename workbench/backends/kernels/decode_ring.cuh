@@ -37,11 +37,14 @@ struct Grid {
     }
 };
 
-#if TRACE
-#define STAMP(i) do { if (threadIdx.x == 0 && traced) s_trace[blockIdx.x * 64 + (i)] = clock64(); } while (0)
-__device__ i64 s_trace[256 * 64];
+// Times of one layer and of the head: what the stamps mean is said in kernel_trace.py.
+#if TRACED_LAYER >= 0
+__device__ i64 stamps[BLOCKS * MOST_STAMPS];
 __shared__ int traced;
+#define TRACE_LAYER(index) do { if (threadIdx.x == 0) traced = (index) == TRACED_LAYER; } while (0)
+#define STAMP(i) do { if (threadIdx.x == 0 && traced) stamps[blockIdx.x * MOST_STAMPS + (i)] = clock64(); } while (0)
 #else
+#define TRACE_LAYER(index)
 #define STAMP(i)
 #endif
 
@@ -66,6 +69,43 @@ struct Share {
     }
 };
 
+// A way through the chunks of this block's share of all matrices, in the order of use.
+struct Walk {
+    int turn = -1, unit = 0, chunk = 0;
+    int base = 0, end = 0, share_end = 0, pair = 0, first = 0, past = 0;  // of the unit and the chunk
+    const char* weight = nullptr;
+    const u32* group_scale = nullptr;
+
+    __device__ __forceinline__ bool over(const Step& s) const { return turn > 4 * s.num_layers; }
+
+    __device__ __forceinline__ const Shape& shape(const Step& s) const { return shapes[turn < 4 * s.num_layers ? turn % 4 : 4]; }
+
+    __device__ __forceinline__ void next(const Step& s) {
+        if (++unit < min(pair + HALVES, end)) return;
+        unit = pair;
+        if (++chunk < past) return;  // a pair of units takes turns
+        pair += HALVES;
+        if (pair >= end) next_segment(s);
+        unit = pair, chunk = first;
+    }
+
+    __device__ __forceinline__ void next_segment(const Step& s) {
+        first = past;
+        if (turn < 0 || first >= shape(s).chunks) {
+            base += UNITS, first = 0;
+            while (base >= share_end) {
+                if (++turn > 4 * s.num_layers) return;
+                const Matrix& m = turn < 4 * s.num_layers ? s.layers[turn / 4].matrix[turn % 4] : s.head;
+                const Share share(shape(s).units, turn);
+                weight = m.weight, group_scale = m.group_scale;
+                base = share.begin, share_end = share.end;
+            }
+            end = min(base + UNITS, share_end);
+        }
+        pair = base, past = min(first + shape(s).segment_chunks, shape(s).chunks);
+    }
+};
+
 struct Producer {
     Ring ring, behind;
     int issued = 0;
@@ -74,7 +114,7 @@ struct Producer {
 
     // One chunk into the next slot, once the slot is free and not too much is under way.
     template <int K>
-    __device__ __forceinline__ void fetch(const Matrix& m, const Shape& shape, int unit, int chunk) {
+    __device__ __forceinline__ void fetch(const Walk& at, const Shape& shape) {
         if (issued >= STAGES) wait_for(empty + ring.slot * 8, ring.phase ^ 1);
         if (issued >= IN_FLIGHT) {
             wait_for(full + behind.slot * 8, behind.phase);
@@ -82,12 +122,12 @@ struct Producer {
         }
         issued++;
         const u32 slot = slots + ring.slot * SLOT;
-        const int first = chunk * CHUNK_STEPS, glu = shape.glu;
+        const int first = at.chunk * CHUNK_STEPS, glu = shape.glu;
         if constexpr (tiled(K)) {
             // A warp brings rows 0 to 7 or 8 to 15 of every second step of those that are there.
             const int which = warp % 2, step = first + warp / 2;
-            const i64 tile = glu ? unit / 2 + which * (shape.out_rows / 16) : unit, half = glu ? unit % 2 : which;
-            const char* from = m.weight + ((tile * shape.steps + step) * 2 + half) * 512 + lane * 16;
+            const i64 tile = glu ? at.unit / 2 + which * (shape.out_rows / 16) : at.unit, half = glu ? at.unit % 2 : which;
+            const char* from = at.weight + ((tile * shape.steps + step) * 2 + half) * 512 + lane * 16;
             const u32 to = slot + warp * 512 + lane * 16;
 #pragma unroll
             for (int i = 0; i < CHUNK_STEPS / 2; i++)
@@ -95,7 +135,7 @@ struct Producer {
         } else {
             const i64 row_bytes = (i64)shape.values * (K == 0 ? 2 : 1);
             const u32 to = slot + lane / 4 * step_pitch(K) + lane % 4 * 16 + warp * 64;
-            const char* from = m.weight + (glu ? unit * 8 + warp : unit * 16 + warp) * row_bytes + (first * 4 + lane) * 16;
+            const char* from = at.weight + (glu ? at.unit * 8 + warp : at.unit * 16 + warp) * row_bytes + (first * 4 + lane) * 16;
 #pragma unroll
             for (int part = 0; part < CHUNK_STEPS / 8; part++) {
                 const bool inside = first + part * 8 + lane / 4 < shape.steps;
@@ -110,37 +150,26 @@ struct Producer {
             // [step][group of the step][gate, up][8 pairs], 16 bytes at a time.
 #pragma unroll 1
             for (int i = thread; i < (CHUNK_STEPS * GROUPS * 2) << glu; i += PRODUCER_THREADS) {
-                const int side = glu ? i / 2 % 2 : 0, at = i >> (1 + glu), step = first + at / GROUPS;
-                const i64 tile = glu ? unit / 2 + side * (shape.out_rows / 16) : unit;
-                const i64 group = (step * 4 + at % GROUPS * (4 / GROUPS)) / SUBS_PER_GROUP;
+                const int side = glu ? i / 2 % 2 : 0, place = i >> (1 + glu), step = first + place / GROUPS;
+                const i64 tile = glu ? at.unit / 2 + side * (shape.out_rows / 16) : at.unit;
+                const i64 group = (step * 4 + place % GROUPS * (4 / GROUPS)) / SUBS_PER_GROUP;
                 if (step < shape.steps)
-                    copy_async(slot + CHUNK_STEPS * 1024 + at * 64 + side * 32 + i % 2 * 16,
-                               (const char*)m.group_scale + (group * shape.units + tile) * 32 + i % 2 * 16);
+                    copy_async(slot + CHUNK_STEPS * 1024 + place * 64 + side * 32 + i % 2 * 16,
+                               (const char*)at.group_scale + (group * shape.units + tile) * 32 + i % 2 * 16);
             }
         }
         arrive_when_copied(full + ring.slot * 8);
         ring.advance();
     }
 
-    template <int K>
-    __device__ __forceinline__ void stream(const Matrix& m, const Shape& shape, int turn) {
-        const Share share(shape.units, turn);
-        for (int base = share.begin; base < share.end; base += UNITS) {
-            const int end = min(base + UNITS, share.end);
-            for (int first = 0; first < shape.chunks; first += shape.segment_chunks) {
-                const int past = min(first + shape.segment_chunks, shape.chunks);
-                for (int unit = base; unit < end; unit += HALVES)  // a pair of units takes turns
-                    for (int chunk = first; chunk < past; chunk++)
-#pragma unroll 1
-                        for (int one = unit; one < min(unit + HALVES, end); one++) fetch<K>(m, shape, one, chunk);
-            }
-        }
-    }
-
     __device__ void run(const Step& s) {
+        Walk at;
+        at.next(s);
 #pragma unroll 1
-        for (int turn = 0; turn < 4 * s.num_layers; turn++) stream<KIND>(s.layers[turn / 4].matrix[turn % 4], shapes[turn % 4], turn);
-        stream<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers);
+        for (; !at.over(s); at.next(s)) {
+            if (at.turn < 4 * s.num_layers) fetch<KIND>(at, at.shape(s));
+            else fetch<KIND_HEAD>(at, at.shape(s));
+        }
         wait_copies();
     }
 };

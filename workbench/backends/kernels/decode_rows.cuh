@@ -121,7 +121,6 @@ __device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, c
 #pragma unroll 1
     for (int at = HIDDEN * x_width(K) / 16 + thread; at < shape.held_values * x_width(K) / 16; at += ROW_THREADS)
         ((uint4*)(memory + AT_X + row * shape.pitch))[at] = make_uint4(0, 0, 0, 0);
-    consumers_meet();
 }
 
 // The scale of every row of a product whose activations are quantized as they are: from the largest values that the
@@ -143,14 +142,14 @@ __device__ __forceinline__ void leave_largest(u32* largest) {
         }
 }
 
-// One segment of rows that are multiplied as they are.
+// One segment of rows that are multiplied as they are; what is only copied is on its way afterwards.
 template <int K>
 __device__ __forceinline__ void load_plain(const Shape& shape, const u16* x, int segment) {
     const int here = thread_here();
     const int first = segment * shape.held_values, count = min(shape.held_values, shape.values - first) / 8;
     const int row = here / ROW_THREADS, thread = here % ROW_THREADS;
     const uint4* from = (const uint4*)(x + (i64)row * shape.values + first);
-    char* to = memory + AT_X + row * shape.pitch;
+    char* to = memory + AT_X + segment % 2 * shape.buffer + row * shape.pitch;
     if constexpr (K == 3) {
         const float scale = column_scale[row], steps = 1.0f / scale;
 #pragma unroll 2
@@ -161,7 +160,5 @@ __device__ __forceinline__ void load_plain(const Shape& shape, const u16* x, int
         const int wide = min(shape.held_values, shape.steps * step_values(K) - first) / 8;
 #pragma unroll 1
         for (int at = count + thread; at < wide; at += ROW_THREADS) ((uint4*)to)[at] = make_uint4(0, 0, 0, 0);
-        wait_copies();
     }
-    consumers_meet();
 }

@@ -15,7 +15,7 @@ ROWS_BYTES = 72 << 10  # of shared memory for rows of x, unless the rows of the 
 MOST_QUERIES = {False: 2, True: 2}  # heads that attend together with a float16 and an INT8 cache: registers
 CONSUMER_WARPS = 16
 TILE_STEP_BYTES, PAIRS_BYTES, PADDING = 1024, 32, 64
-FEWER_UNITS, FEWEST_STAGES, ENOUGH_STAGES = (8, 4, 2), 3, 4
+FEWER_UNITS, FEWEST_STAGES, ENOUGH_STAGES = (4, 2), 3, 4
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ class StepTuning:
         units: units of 16 rows whose sums are kept at once.
         splits: parts of a row's keys at most; 0 for as many as give every processor work.
         split_rows: keys from which they are divided.
-        prefetched_rows: of the cache, over all rows of x, that are brought into the L2 cache ahead.
         watchdog: end a kernel that waits for seconds; for tests.
+        traced_layer: whose timestamps are kept, see :meth:`DecodeStep.stamps`; -1 for none.
     """
 
     stages: int = 24
     in_flight: int = 3
-    units: int = 12
+    units: int = 8
     splits: int = 0
     split_rows: int = 512
-    prefetched_rows: int = 2048
     watchdog: bool = False
+    traced_layer: int = -1
 
 
 def options(shape: StepShape, tuning: StepTuning, shared_bytes: int, processors: int) -> list[str]:
@@ -100,7 +100,6 @@ def options(shape: StepShape, tuning: StepTuning, shared_bytes: int, processors:
         "SCALE_STRIDE": int(shape.scale_per_head),
         "SPLITS": splits(shape, tuning, processors),
         "SPLIT_ROWS": tuning.split_rows,
-        "PREFETCHED_ROWS": tuning.prefetched_rows,
         "QUERIES": shape.queries,
         "ATTENTION_SCALE": f"{shape.head_dim**-0.5!r}f",
         "SEGMENT": segment(shape),
@@ -109,6 +108,7 @@ def options(shape: StepShape, tuning: StepTuning, shared_bytes: int, processors:
         "MAX_STAGES": tuning.stages,
         "MAX_IN_FLIGHT": tuning.in_flight,
         "WATCHDOG": int(tuning.watchdog),
+        "TRACED_LAYER": tuning.traced_layer,
     }
     return [f"-D{name}={value}" for name, value in macros.items()]
 
@@ -137,20 +137,20 @@ def units_and_stages(shape: StepShape, tuning: StepTuning, shared_bytes: int) ->
     """
     held = segment(shape)
 
-    def pitch(kind: Kind, k: int) -> int:
-        values = whole(k, STEP[kind])
+    def held_bytes(kind: Kind, k: int) -> int:
+        values, buffers = whole(k, STEP[kind]), 1
         if values > held:
-            values = held // STEP[kind] // CHUNK_STEPS * CHUNK_STEPS * STEP[kind]
-        return values * (1 if kind is Kind.W8A8 else 2) + PADDING
+            values, buffers = max(1, held // 2 // STEP[kind] // CHUNK_STEPS) * CHUNK_STEPS * STEP[kind], 2
+        return buffers * shape.rows * (values * (1 if kind is Kind.W8A8 else 2) + PADDING)
 
     def slot(kind: Kind) -> int:
         step = TILE_STEP_BYTES if kind in TILED else TILE_STEP_BYTES + PADDING
         return CHUNK_STEPS * (step + (shape.groups * 2 * PAIRS_BYTES if kind is Kind.INT4 else 0))
 
     widths = (shape.hidden, shape.heads * shape.head_dim, shape.intermediate)
-    widest = max(*(pitch(shape.kind, k) for k in widths), pitch(shape.head_kind, shape.hidden))
+    widest = max(*(held_bytes(shape.kind, k) for k in widths), held_bytes(shape.head_kind, shape.hidden))
     scratch = CONSUMER_WARPS * 4 * (shape.queries * shape.head_dim + whole(2 * shape.queries, 4))
-    taken = whole(max(shape.rows * widest, scratch), 128) + whole(2 * shape.hidden, 128)
+    taken = whole(max(widest, scratch), 128) + whole(2 * shape.hidden, 128)
     if Kind.W8A8 in (shape.kind, shape.head_kind):
         taken += whole(shape.rows * (2 * shape.hidden + PADDING), 128)
     found = []

@@ -58,11 +58,11 @@ __device__ void choose(const Step& s) {
 __device__ __forceinline__ void keep_best(u64 best) {
     const int here = thread_here();
 #pragma unroll
-    for (int o = 16; o >= NB; o >>= 1) {
+    for (int o = ROW_LANES_OF_Y / 2; o; o >>= 1) {
         const u64 other = __shfl_xor_sync(~0u, best, o);
         best = other > best ? other : best;
     }
-    if (here % 32 < NB) atomicMax(&block_best[here % NB], best);
+    if (here % ROW_LANES_OF_Y == 0) atomicMax(&block_best[row_of_x()], best);
 }
 
 // What holds for the whole step: lengths, angles, the first layer.
@@ -94,11 +94,8 @@ __device__ void consume(const Step& s) {
         u32* largest = s.largest + (2 * index + which / 2) * NB;
         const u16* x = which == 1 ? s.context : which == 3 ? s.activated : s.residual;
         u16* y = which == 0 ? s.qkv : which == 2 ? s.activated : s.residual;
-#if TRACE
-        if (threadIdx.x == 0) traced = index == 8;
-#endif
+        TRACE_LAYER(index);
         STAMP(8 * which);
-        if (which == 0) prefetch_cache(s, layer);
         float largest_here = 0.0f;
         c.product<KIND>(m, shape, turn, which % 2 ? s.residual : nullptr, [&](int segment) {
             if (which % 2) {
@@ -116,8 +113,8 @@ __device__ void consume(const Step& s) {
         }, 8 * which + 1);
         if (KIND == 3 && which == 2) {
 #pragma unroll
-            for (int o = 16; o >= NB; o >>= 1) largest_here = fmaxf(largest_here, __shfl_xor_sync(~0u, largest_here, o));
-            if (thread_here() % 32 < NB) atomicMax(&row_largest[thread_here() % NB], __float_as_uint(largest_here));
+            for (int o = ROW_LANES_OF_Y / 2; o; o >>= 1) largest_here = fmaxf(largest_here, __shfl_xor_sync(~0u, largest_here, o));
+            if (thread_here() % ROW_LANES_OF_Y == 0) atomicMax(&row_largest[row_of_x()], __float_as_uint(largest_here));
             leave_largest(largest);
         }
         STAMP(8 * which + 4);
@@ -126,17 +123,22 @@ __device__ void consume(const Step& s) {
         if (which == 0) hold_layer(s, index + 1);
         if (which == 1) hold_norm(layer.mlp_norm);
         if (which == 2) hold_norm(index + 1 < s.num_layers ? held[(index + 1) % 2].attention_norm : s.final_norm);
-        grid.join();
-        STAMP(8 * which + 6);
         if (which == 0) {
-            attend(s, layer, largest);
+            attend(s, layer, largest, [&] {
+                grid.join();
+                STAMP(6);
+            });
             STAMP(32);
             grid.announce();
             grid.join();
             STAMP(33);
+        } else {
+            grid.join();
+            STAMP(8 * which + 6);
         }
     }
     u64 best = 0;
+    STAMP(39);
     c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, nullptr, [&](int) {
         load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + thread_here() / ROW_THREADS * HIDDEN, nullptr, s.head.input_scale);
     }, [&](int row, int n, float value) {
@@ -144,8 +146,10 @@ __device__ void consume(const Step& s) {
         s.logits[(i64)n * VOCAB + row] = value;
         best = key > best ? key : best;
     }, 40);
+    STAMP(43);
     keep_best(best);
     choose(s);
+    STAMP(44);
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMER_THREADS + PRODUCER_THREADS, 1) decode_step(const Step s) {

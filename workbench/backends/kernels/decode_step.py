@@ -37,14 +37,15 @@ SOURCES = (
     "decode_step.cu",
 )
 ROWS = (1, 2, 4, 8)  # that the kernel is compiled for
-MAX_ROWS = max(ROWS)
-MAX_W8A8_ROWS = 2  # every block quantizes all rows for itself: 8 were slower than operation by operation
+# Rows up to which it was faster on an H100 than operation by operation.
+MOST_ROWS: dict[Kind, int] = {Kind.FLOAT16: 4, Kind.INT8: 4, Kind.INT4: 8, Kind.W8A8: 4}
 CAPABILITY = (9, 0)  # that it was measured on
 # Whether this state of the kernel was compared with the plain op set on a GPU (``kernel_checks``): until then
 # sessions use it where they are told to, and only there.
-COMPARED = False
+COMPARED = True
 SHARED_BYTES = 227 << 10
 THREADS = 640
+MOST_STAMPS = 64
 HEAD_DIMS = (32, 64, 128)
 
 
@@ -135,7 +136,7 @@ def why_not(model: StepModel, rows: int = 1) -> str | None:
 
 
 def _why_not_rows(first: SkinnyLinear, rows: int) -> str | None:
-    if rows not in ROWS or (first.kind is Kind.W8A8 and rows > MAX_W8A8_ROWS):
+    if rows not in ROWS or rows > MOST_ROWS[first.kind]:
         return f"{rows} rows"
     return None
 
@@ -234,6 +235,17 @@ class DecodeStep:
         """Queue one step on torch's current stream."""
         launch = Launch((self.processors, 1), THREADS, self.shared_bytes, cooperative=True)
         self._kernel(launch, self._argument)
+
+    def stamps(self) -> Tensor:
+        """Of the last launch with ``tuning.traced_layer``: clock cycles, int64 ``[processors, MOST_STAMPS]``.
+
+        Raises:
+            RuntimeError: no layer is traced, or the kernel does not run on a GPU.
+        """
+        if self.tuning.traced_layer < 0 or not isinstance(self._kernel, Kernel):
+            raise RuntimeError("a kernel without timestamps")
+        held = bytearray(self._kernel.variable("stamps"))
+        return torch.frombuffer(held, dtype=torch.int64).view(self.processors, MOST_STAMPS)
 
     def _workspace(self) -> dict[str, Tensor]:
         shape, rows = self.shape, self.shape.rows

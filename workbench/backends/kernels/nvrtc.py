@@ -187,7 +187,7 @@ class Kernel:
         self._code = code
         _check_driver(_driver().cuModuleLoadData(ctypes.byref(module), code))
         _check_driver(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
-        self._function = function
+        self._module, self._function = module, function
         self._shared_bytes = DEFAULT_SHARED_BYTES
 
     def __call__(self, launch: Launch, problem: ctypes.Structure) -> None:
@@ -206,6 +206,17 @@ class Kernel:
         )
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
         _check_driver(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, arguments, None))
+
+    def variable(self, name: str) -> bytes:
+        """What a variable of the source that lies in the device's memory holds, once the device has done its work."""
+        address, size = ctypes.c_void_p(), ctypes.c_size_t()
+        _check_driver(
+            _driver().cuModuleGetGlobal_v2(ctypes.byref(address), ctypes.byref(size), self._module, name.encode())
+        )
+        held = ctypes.create_string_buffer(size.value)
+        torch.cuda.synchronize()
+        _check_driver(_driver().cuMemcpyDtoH_v2(held, address, size))
+        return held.raw
 
 
 class TensorMap(ctypes.Structure):

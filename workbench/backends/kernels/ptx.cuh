@@ -54,6 +54,11 @@ __device__ __forceinline__ void copy_async(u32 to, const void* from) {
 
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Copies in groups: what a thread asked for since the last group is one; wait until at most LATER newer ones are left.
+__device__ __forceinline__ void group_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LATER>
+__device__ __forceinline__ void wait_groups() { asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory"); }
+
 // ---- Threads that wait for each other
 
 // The thread's index, read anew: what is computed from it stays out of registers between products.

@@ -236,7 +236,9 @@ __device__ __forceinline__ u64 matrix_at(u32 address) {
 }
 
 __device__ __forceinline__ void multiply_rows(acc_t (&c)[COLUMN_TILES][4], u64 weights, u64 x) {
-#if COLUMN_TILES == 2
+#if COLUMN_TILES == 1
+    asm volatile(WGMMA SHAPE("8") " {%0,%1,%2,%3}, %4, %5, " FLAGS "\n}" : QUAD_OF(0) : "l"(weights), "l"(x));
+#elif COLUMN_TILES == 2
     asm volatile(WGMMA SHAPE("16") " {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, " FLAGS "\n}"
                  : QUAD_OF(0), QUAD_OF(1) : "l"(weights), "l"(x));
 #elif COLUMN_TILES == 4

@@ -28,7 +28,6 @@ from workbench.backends.kernels.skinny_gemm import (
 HOPPER = (9, 0)
 ARCHITECTURE = "sm_90a"  # wgmma is no part of plain sm_90
 MAX_STAGES = 16
-MIN_COLUMNS = 33  # for fewer nobody measured it
 BEGIN_AND_END_ROWS = 32  # what a block's beginning and end take, in rows of the weight
 BOX_BYTES = 128  # of a row, of the weight where it is stored by rows and of x
 STAGE_BYTES = 216 << 10  # of all stages of a block
@@ -65,7 +64,7 @@ class WideTiles:
 
     def column_tiles(self, columns: int) -> int:
         """Tiles of 8 columns that the kernel is compiled for."""
-        return max(2, self.warps_n, column_tiles_of(columns))
+        return max(self.warps_n, column_tiles_of(columns))
 
     def stage_bytes(self, kind: Kind, column_tiles: int, groups: int) -> int:
         """Shared memory of one stage."""
@@ -107,24 +106,32 @@ class WideTiles:
 
 def choose_wide(linear: SkinnyLinear, columns: int) -> WideTiles | None:
     """A sound choice for any shape; None where the kernel does not run, is not :data:`COMPARED`, or not faster."""
-    return possible_wide(linear, columns) if linear.kind in COMPARED else None
+    used = linear.kind in COMPARED and columns >= MIN_COLUMNS[linear.kind]
+    return possible_wide(linear, columns) if used else None
 
 
 def possible_wide(linear: SkinnyLinear, columns: int) -> WideTiles | None:
-    """As :func:`choose_wide`, for kinds that nobody compared yet too."""
-    if not MIN_COLUMNS <= columns <= MAX_COLUMNS:
+    """As :func:`choose_wide`, wherever the kernel runs: kinds and numbers of rows that it does not yet serve too."""
+    if not 1 <= columns <= MAX_COLUMNS:
         return None
     capability, processors = _device(linear.packed.device.index or 0)
-    return default_wide(linear.kind, linear.rows, processors) if capability == HOPPER else None
+    return default_wide(linear.kind, linear.rows, columns, processors) if capability == HOPPER else None
 
 
-def default_wide(kind: Kind, rows: int, processors: int) -> WideTiles:
-    """The choice whose blocks end first where every processor runs one block after the other."""
+def default_wide(kind: Kind, rows: int, columns: int, processors: int) -> WideTiles:
+    """The choice whose blocks end first where every processor runs one block after the other.
+
+    Args:
+        kind: of the weight.
+        rows: of the weight.
+        columns: rows of x; those that round up to one number of column tiles share their choice.
+        processors: of the GPU.
+    """
 
     def time(tiles: WideTiles) -> float:
         return -(-tiles.blocks(rows) // processors) * (tiles.rows / tiles.cluster + BEGIN_AND_END_ROWS)
 
-    return min(PACKED_CHOICES if kind in TILED else WHOLE_CHOICES, key=time)
+    return min(CHOICES[kind, column_tiles_of(columns)], key=time)
 
 
 @functools.cache
@@ -135,17 +142,81 @@ def _device(index: int) -> tuple[tuple[int, int], int]:
 
 # Kinds whose products were compared with the plain op set on a GPU in this state of the kernel
 # (``python -m workbench.evaluation.kernel_checks``): the others are timed, but not used.
-COMPARED: frozenset[Kind] = frozenset()
+COMPARED: frozenset[Kind] = frozenset(Kind)
 
-# As measured on an H100 for the shapes of InternLM-7B; the first of equals is taken.
-WHOLE_CHOICES = (
+# Fewest rows of x for which a kind's products are used: from there on they were faster in whole steps on an H100.
+MIN_COLUMNS: dict[Kind, int] = {Kind.FLOAT16: 5, Kind.INT8: 5, Kind.INT4: 9, Kind.W8A8: 5}
+
+# As measured on an H100 for the shapes of InternLM-7B with 8, 16, 32 and 64 rows of x. What is chosen from, by kind and
+# column tiles; the first of equals is taken. Packed weights that are gates and ups need an even number of row tiles.
+_WHOLE_64 = (
     WideTiles(12, 1, 1, 1, depth=2),
     WideTiles(12, 1, 1, 2, depth=2),
     WideTiles(8, 1, 1, 1, depth=2),
     WideTiles(16, 1, 1, 1),
     WideTiles(4, 1, 1, 2, depth=2),
 )
-PACKED_CHOICES = (WideTiles(11, 1, 2, 2), WideTiles(6, 2, 2, 1), WideTiles(6, 2, 2, 2, depth=2), WideTiles(4, 2, 2, 3))
+_PACKED_64 = (WideTiles(11, 1, 2, 2), WideTiles(6, 2, 2, 1), WideTiles(6, 2, 2, 2, depth=2), WideTiles(4, 2, 2, 3))
+CHOICES: dict[tuple[Kind, int], tuple[WideTiles, ...]] = {
+    (Kind.FLOAT16, 1): (
+        WideTiles(4, 1, 2, 1, depth=2),
+        WideTiles(4, 1, 1, 2, depth=4),
+        WideTiles(12, 1, 1, 1),
+        WideTiles(4, 1, 2, 3, depth=2),
+        WideTiles(12, 1, 1, 2, depth=2),
+    ),
+    (Kind.FLOAT16, 2): (
+        WideTiles(8, 1, 1, 1),
+        WideTiles(4, 1, 1, 2, depth=2),
+        WideTiles(12, 1, 1, 1, depth=2),
+        WideTiles(4, 1, 1, 2, depth=4),
+        WideTiles(4, 1, 2, 1, depth=2),
+    ),
+    (Kind.FLOAT16, 4): (
+        WideTiles(4, 1, 2, 1, depth=2),
+        WideTiles(4, 1, 1, 2, depth=2),
+        WideTiles(12, 1, 1, 1, depth=2),
+        WideTiles(8, 1, 1, 1, depth=2),
+    ),
+    (Kind.FLOAT16, 8): _WHOLE_64,
+    (Kind.INT8, 1): (
+        WideTiles(3, 1, 2, 1, depth=4),
+        WideTiles(11, 1, 2, 8, depth=2),
+        WideTiles(3, 1, 4, 1, depth=2),
+        WideTiles(3, 1, 4, 5, depth=2),
+    ),
+    (Kind.INT8, 2): (WideTiles(3, 1, 2, 1, depth=4), WideTiles(2, 2, 2, 2, depth=4), WideTiles(6, 1, 2, 1, depth=2)),
+    (Kind.INT8, 4): (WideTiles(3, 1, 2, 1, depth=2), WideTiles(2, 2, 2, 2, depth=2), WideTiles(6, 2, 2, 1, depth=2)),
+    (Kind.INT8, 8): _PACKED_64,
+    (Kind.INT4, 1): (
+        WideTiles(4, 1, 2, 3, depth=2),
+        WideTiles(11, 1, 2, 2),
+        WideTiles(4, 1, 4, 6),
+        WideTiles(3, 1, 2, 1, depth=4),
+    ),
+    (Kind.INT4, 2): (WideTiles(3, 1, 2, 1, depth=4), WideTiles(2, 2, 2, 2, depth=4), WideTiles(12, 1, 2, 2)),
+    (Kind.INT4, 4): (WideTiles(3, 1, 2, 1, depth=2), WideTiles(2, 2, 2, 2, depth=2), WideTiles(11, 1, 2, 2, depth=2)),
+    (Kind.INT4, 8): _PACKED_64,
+    (Kind.W8A8, 1): (
+        WideTiles(4, 1, 1, 2, depth=2),
+        WideTiles(12, 1, 1, 1),
+        WideTiles(4, 1, 1, 2, depth=4),
+        WideTiles(8, 1, 1, 1),
+    ),
+    (Kind.W8A8, 2): (
+        WideTiles(8, 1, 1, 1, depth=2),
+        WideTiles(4, 1, 2, 3, depth=2),
+        WideTiles(12, 1, 1, 1),
+        WideTiles(8, 1, 1, 3),
+    ),
+    (Kind.W8A8, 4): (
+        WideTiles(8, 1, 1, 1, depth=2),
+        WideTiles(4, 1, 2, 3, depth=2),
+        WideTiles(12, 1, 1, 1),
+        WideTiles(4, 1, 1, 2, depth=2),
+    ),
+    (Kind.W8A8, 8): _WHOLE_64,
+}
 
 
 class WideProblem(ctypes.Structure):
