@@ -4,6 +4,7 @@
 #   make test                     format, types, import direction and tests, without the slow ones
 #   make test-all                 the same with the slow tests
 #   make lab                      JupyterLab on the first notebook
+#   make TEST_WORKERS=0 test      the tests one after the other; by default two at a time
 #   make VENV_CONSTRAINTS= ...    on a GPU machine: any torch, not the pinned CPU release
 
 VENV_CONSTRAINTS ?= constraints.txt
@@ -14,6 +15,9 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO := demo
+# Two processes take 6 GB at the peak, notebooks' kernels among them; 0 runs the tests one after the other in one process.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist worksteal
 PROMPT ?= A transformer is a neural network that
 
 .DEFAULT_GOAL := help
@@ -53,10 +57,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: check
-	$(BIN)/pytest
+	$(PYTEST)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

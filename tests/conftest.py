@@ -1,4 +1,4 @@
-"""What every test may use: the demo model, random models, checkpoints made from them. Offline, two threads."""
+"""What every test may use: the demo model, random models, checkpoints made from them. Offline."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Read when torch is imported, here and in every process that a test starts. Tests run side by side, one a core: threads
+# of several would spin while they wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from workbench.quantization.alpha_search import AlphaSearch
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
-torch.set_num_threads(2)
 if not torch.cuda.is_available():
     # Read when a kernel is defined: without a GPU, Triton's kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -33,7 +36,9 @@ def demo_model_dir() -> Path:
     from workbench.checkpoint.demo import write_demo_model
 
     folder = ROOT / "demo" / "model"
-    write_demo_model(folder)
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.parent / ".model.lock"):  # tests may run in several processes
+        write_demo_model(folder)
     return folder
 
 

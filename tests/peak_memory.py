@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,6 +13,13 @@ def anonymous_bytes() -> int:
     """RssAnon of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def figures_of_fresh_process(script: str, *words: str | Path) -> dict[str, float]:
+    """What a script prints as JSON when it runs in a process of its own."""
+    command = [sys.executable, script, *map(str, words)]
+    figures: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return figures
 
 
 class Peak:

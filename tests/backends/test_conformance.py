@@ -134,6 +134,21 @@ def make_case(operation: str, dtype: torch.dtype) -> Case:
     return _attention_case(dtype, {"mha": 4, "mqa": 1}.get(variant, 2), scales.get(variant))
 
 
+def check_outputs(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """The same names, types and shapes, and values within the tolerance of one operation in ``dtype``."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert found[name].shape == value.shape
+        if value.dtype == torch.int8:
+            # x / scale and x * (1 / scale) may fall on either side of a tie; nothing else may differ.
+            difference = (found[name].int() - value.int()).abs()
+            assert difference.max() <= 1
+            assert (difference > 0).float().mean() < 2e-3
+        else:
+            assert relative_l2(found[name], value) < TOLERANCE[dtype]["op"], name
+
+
 OPERATIONS = [
     "embedding", "add", "swiglu", "gather_last", "to_float32", "add_rms_norm:alone", "add_rms_norm:residual",
     "linear:dense", "linear:dense_bias", "linear:int8", "linear:smoothquant", "linear:smoothquant_static",
@@ -152,18 +167,7 @@ def test_operation_matches_the_oracle(operation: str, op_set: str, dtype: torch.
         found = run_in_network(dtype, case.inputs, case.build)
     else:
         found = dict(case.build(CpuOps(dtype), {name: value.clone() for name, value in case.inputs.items()}))
-    expected, found = comparable(expected, case.inputs), comparable(found, case.inputs)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype
-        assert found[name].shape == value.shape
-        if value.dtype == torch.int8:
-            # x / scale and x * (1 / scale) may fall on either side of a tie; nothing else may differ.
-            difference = (found[name].int() - value.int()).abs()
-            assert difference.max() <= 1
-            assert (difference > 0).float().mean() < 2e-3
-        else:
-            assert relative_l2(found[name], value) < TOLERANCE[dtype]["op"], name
+    check_outputs(comparable(found, case.inputs), comparable(expected, case.inputs), dtype)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

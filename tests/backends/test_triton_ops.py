@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.backends.test_conformance import DTYPES, OPERATIONS, comparable, make_case
+from tests.backends.test_conformance import DTYPES, OPERATIONS, check_outputs, comparable, make_case
 from tests.tolerances import TOLERANCE, relative_l2
 
 pytest.importorskip("triton", reason="needs triton")
@@ -64,16 +64,7 @@ def test_operation_matches_the_oracle(operation: str, dtype: torch.dtype) -> Non
     if DEVICE == "cpu" and dtype == torch.bfloat16 and operation.startswith("attention:int8"):
         pytest.skip("the interpreter cuts float32 to bfloat16 where a GPU rounds: other integers")
     expected, found = _run(operation, dtype)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype
-        assert found[name].shape == value.shape
-        if value.dtype == torch.int8:
-            difference = (found[name].int() - value.int()).abs()
-            assert difference.max() <= 1
-            assert (difference > 0).float().mean() < 2e-3
-        else:
-            assert relative_l2(found[name], value) < TOLERANCE[dtype]["op"], name
+    check_outputs(found, expected, dtype)
 
 
 def test_what_feeds_a_linear_layer_waits_for_it_and_runs_once() -> None:

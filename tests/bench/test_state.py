@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import traitlets
 
+from tests.bench.alphas_of_groups import own_alphas
 from workbench.bench import state as state_module
 from workbench.bench.state import UNDO_STEPS, BenchState, group_name, groups_of, split_group
 from workbench.errors import RecipeError
@@ -36,11 +37,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def state() -> BenchState:
     return BenchState(Recipe(weights=SmoothQuant()))
-
-
-def alphas(state: BenchState) -> dict[str, float]:
-    assert state.smoothing is not None
-    return dict(state.smoothing.alpha_by_group)
 
 
 def test_a_new_state_has_the_defaults_and_nothing_to_undo() -> None:
@@ -116,7 +112,7 @@ def test_the_oldest_steps_are_forgotten(state: BenchState) -> None:
     assert state.undo_steps == UNDO_STEPS
     for _ in range(UNDO_STEPS + 20):
         state.undo()
-    assert len(alphas(state)) == 20
+    assert len(own_alphas(state)) == 20
 
 
 def test_a_slider_on_its_way_is_one_step(state: BenchState, clock: Clock) -> None:
@@ -125,9 +121,9 @@ def test_a_slider_on_its_way_is_one_step(state: BenchState, clock: Clock) -> Non
         state.set_alpha(alpha, "layers.1.down")
     assert state.undo_steps == 1
     state.undo()
-    assert alphas(state) == {}
+    assert own_alphas(state) == {}
     state.redo()
-    assert alphas(state) == {"layers.1.down": 0.6}
+    assert own_alphas(state) == {"layers.1.down": 0.6}
 
 
 def test_two_moves_with_a_rest_between_them_are_two_steps(state: BenchState, clock: Clock) -> None:
@@ -135,7 +131,7 @@ def test_two_moves_with_a_rest_between_them_are_two_steps(state: BenchState, clo
     clock.seconds += 1.1
     state.set_alpha(0.7, "layers.1.down")
     state.undo()
-    assert alphas(state) == {"layers.1.down": 0.8}
+    assert own_alphas(state) == {"layers.1.down": 0.8}
 
 
 @pytest.mark.usefixtures("clock")
@@ -172,7 +168,7 @@ def test_long_work_is_one_step_however_long_it_takes(state: BenchState, clock: C
         state.set_alphas({f"layers.{number}.o": 0.5}, "tune 1", within_s=math.inf)
     assert state.undo_steps == 1
     state.undo()
-    assert alphas(state) == {}
+    assert own_alphas(state) == {}
 
 
 @pytest.mark.usefixtures("clock")
@@ -212,7 +208,7 @@ def test_a_failing_observer_leaves_a_state_that_works(state: BenchState) -> None
     state.set_alpha(0.6, "layers.0.o")
     state.recipe = Recipe()
     state.undo()
-    assert alphas(state) == {"layers.0.o": 0.6}
+    assert own_alphas(state) == {"layers.0.o": 0.6}
 
 
 def test_one_group_gets_an_alpha_of_its_own_and_loses_it(state: BenchState) -> None:
@@ -226,19 +222,19 @@ def test_one_group_gets_an_alpha_of_its_own_and_loses_it(state: BenchState) -> N
 def test_own_alphas_stand_in_the_order_of_the_layers(state: BenchState) -> None:
     state.set_alphas({"layers.10.o": 0.1, "layers.2.down": 0.2, "layers.2.qkv": 0.3})
     state.set_alpha(0.4, "layers.0.gate_up")
-    assert list(alphas(state)) == ["layers.0.gate_up", "layers.2.qkv", "layers.2.down", "layers.10.o"]
+    assert list(own_alphas(state)) == ["layers.0.gate_up", "layers.2.qkv", "layers.2.down", "layers.10.o"]
 
 
 def test_reset_takes_all_groups_back_but_the_locked(state: BenchState) -> None:
     state.set_alphas({"layers.0.o": 0.1, "layers.1.o": 0.2, "layers.1.qkv": 0.3})
     state.lock("layers.1.o")
     state.reset_alphas()
-    assert alphas(state) == {"layers.1.o": 0.2}
+    assert own_alphas(state) == {"layers.1.o": 0.2}
     state.reset_alphas(["layers.1.o"])
-    assert alphas(state) == {"layers.1.o": 0.2}
+    assert own_alphas(state) == {"layers.1.o": 0.2}
     state.unlock("layers.1.o")
     state.reset_alphas()
-    assert alphas(state) == {}
+    assert own_alphas(state) == {}
 
 
 def test_a_lock_pins_the_alpha_of_now(state: BenchState) -> None:
@@ -247,7 +243,7 @@ def test_a_lock_pins_the_alpha_of_now(state: BenchState) -> None:
     state.set_alpha(0.3)
     state.set_alphas({"layers.0.qkv": 0.1, "layers.0.o": 0.2})
     assert state.locked == {"layers.0.qkv"}
-    assert alphas(state) == {"layers.0.qkv": 0.7, "layers.0.o": 0.2}
+    assert own_alphas(state) == {"layers.0.qkv": 0.7, "layers.0.o": 0.2}
 
 
 def test_a_group_that_is_not_smoothed_is_locked_as_it_is() -> None:
@@ -302,7 +298,7 @@ def test_threads_that_change_different_groups_lose_nothing(state: BenchState) ->
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert alphas(state) == {f"layers.{layer}.o": 0.29 for layer in range(6)}
+    assert own_alphas(state) == {f"layers.{layer}.o": 0.29 for layer in range(6)}
 
 
 def test_undo_in_one_thread_and_changes_in_another_leave_a_whole_history(state: BenchState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.bench.alphas_of_groups import own_alphas
 from workbench.bench.state import BenchState, kept_groups
 from workbench.errors import RecipeError
 from workbench.recipe import Int4WeightOnly, Recipe, SmoothQuant
@@ -12,11 +13,6 @@ from workbench.recipe import Int4WeightOnly, Recipe, SmoothQuant
 @pytest.fixture
 def state() -> BenchState:
     return BenchState(Recipe(weights=SmoothQuant()))
-
-
-def alphas(state: BenchState) -> dict[str, float]:
-    assert state.smoothing is not None
-    return dict(state.smoothing.alpha_by_group)
 
 
 def test_only_locked_groups_change_nothing_not_even_the_kind() -> None:
@@ -31,16 +27,16 @@ def test_a_locked_group_is_not_set_until_it_is_unlocked(state: BenchState) -> No
     state.lock("layers.0.down")
     with pytest.raises(RecipeError, match=r"^layers\.0\.down is locked; unlock it first: unlock\('layers\.0\.down'\)"):
         state.set_alpha(0.3, "layers.0.down")
-    assert alphas(state) == {"layers.0.down": 0.85}
+    assert own_alphas(state) == {"layers.0.down": 0.85}
     state.unlock("layers.0.down")
     state.set_alpha(0.3, "layers.0.down")
-    assert alphas(state) == {"layers.0.down": 0.3}
+    assert own_alphas(state) == {"layers.0.down": 0.3}
 
 
 def test_undo_takes_a_locked_groups_alpha_along_and_leaves_the_lock(state: BenchState) -> None:
     state.lock("layers.0.down")
     state.undo()
-    assert (alphas(state), state.locked) == ({}, {"layers.0.down"})
+    assert (own_alphas(state), state.locked) == ({}, {"layers.0.down"})
     state.set_alpha(0.3)  # the lock holds even so
     assert state.smoothing == SmoothQuant(alpha=0.3, alpha_by_group={"layers.0.down": 0.85})
 

@@ -21,48 +21,58 @@ def test_the_machine_alone(tmp_path: Path) -> None:
     assert available_bytes(system(tmp_path, {})) == 5000 * 1024
 
 
-def test_a_group_of_version_two_counts_with_what_it_can_drop(tmp_path: Path) -> None:
-    group = "sys/fs/cgroup/user/job"
-    files = {
-        "proc/self/cgroup": "0::/user/job\n",
-        f"{group}/memory.max": "3000000\n",
-        f"{group}/memory.current": "2500000\n",
-        f"{group}/memory.stat": "anon 1000\ninactive_file 400000\nactive_file 7\n",
-    }
-    assert available_bytes(system(tmp_path, files)) == 900000
+TOP = "sys/fs/cgroup"
 
 
-def test_the_group_above_may_be_the_narrower_one(tmp_path: Path) -> None:
-    files = {
-        "proc/self/cgroup": "0::/user/job\n",
-        "sys/fs/cgroup/user/job/memory.max": "max\n",
-        "sys/fs/cgroup/user/job/memory.current": "100\n",
-        "sys/fs/cgroup/user/memory.max": "2000\n",
-        "sys/fs/cgroup/user/memory.current": "1500\n",
-    }
-    assert available_bytes(system(tmp_path, files)) == 500
-
-
-def test_a_group_of_version_one(tmp_path: Path) -> None:
-    top = "sys/fs/cgroup/memory"
-    files = {
-        "proc/self/cgroup": "5:cpu,cpuacct:/\n4:memory:/box\n0::/\n",
-        f"{top}/box/memory.limit_in_bytes": "4000\n",
-        f"{top}/box/memory.usage_in_bytes": "3000\n",
-        f"{top}/box/memory.stat": "total_inactive_file 50\n",
-        f"{top}/memory.limit_in_bytes": "9223372036854771712\n",
-        f"{top}/memory.usage_in_bytes": "1\n",
-    }
-    assert available_bytes(system(tmp_path, files)) == 1050
-
-
-def test_a_group_that_is_full_leaves_nothing(tmp_path: Path) -> None:
-    files = {
-        "proc/self/cgroup": "0::/\n",
-        "sys/fs/cgroup/memory.max": "1000\n",
-        "sys/fs/cgroup/memory.current": "1001\n",
-    }
-    assert available_bytes(system(tmp_path, files)) == 0
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/user/job\n",
+                f"{TOP}/user/job/memory.max": "3000000\n",
+                f"{TOP}/user/job/memory.current": "2500000\n",
+                f"{TOP}/user/job/memory.stat": "anon 1000\ninactive_file 400000\nactive_file 7\n",
+            },
+            900000,
+            id="a group of version two, with what it can drop",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/user/job\n",
+                f"{TOP}/user/job/memory.max": "max\n",
+                f"{TOP}/user/job/memory.current": "100\n",
+                f"{TOP}/user/memory.max": "2000\n",
+                f"{TOP}/user/memory.current": "1500\n",
+            },
+            500,
+            id="the group above is the narrower one",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "5:cpu,cpuacct:/\n4:memory:/box\n0::/\n",
+                f"{TOP}/memory/box/memory.limit_in_bytes": "4000\n",
+                f"{TOP}/memory/box/memory.usage_in_bytes": "3000\n",
+                f"{TOP}/memory/box/memory.stat": "total_inactive_file 50\n",
+                f"{TOP}/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                f"{TOP}/memory/memory.usage_in_bytes": "1\n",
+            },
+            1050,
+            id="a group of version one",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/\n",
+                f"{TOP}/memory.max": "1000\n",
+                f"{TOP}/memory.current": "1001\n",
+            },
+            0,
+            id="a group that is full leaves nothing",
+        ),
+    ],
+)
+def test_what_a_control_group_leaves(tmp_path: Path, files: dict[str, str], left: int) -> None:
+    assert available_bytes(system(tmp_path, files)) == left
 
 
 def test_a_system_that_does_not_tell(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The readers under hypothesis for 10 seconds: whatever a file holds, nothing but a WorkbenchError comes out.
+"""The readers under hypothesis for 20 seconds: whatever a file holds, nothing but a WorkbenchError comes out.
 
 Each reader gets its seconds in runs of consecutive seeds, so that a failure comes again on another machine.
 """
@@ -25,7 +25,7 @@ from workbench.checkpoint.safetensors_reader import SafetensorsFile
 from workbench.checkpoint.torch_bin import TorchBinFile
 from workbench.errors import WorkbenchError
 
-SECONDS = 2.5
+SECONDS = 5.0
 EXAMPLES = 50
 
 numbers = st.one_of(

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import workbench
 
@@ -53,6 +54,12 @@ def full(request: pytest.FixtureRequest) -> Surface:
     if compiler is None or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("needs a C compiler on x86-64 Linux to make stub libraries")
     folder = Path(request.config.cache.mkdir(BINDINGS.replace("==", "-")))
+    with FileLock(folder / ".lock"):  # tests may run in several processes
+        _fetch_bindings(folder, compiler)
+        return read_surface("tensorrt_bindings", folder, libraries=folder)
+
+
+def _fetch_bindings(folder: Path, compiler: str) -> None:
     if not (folder / "tensorrt_bindings").is_dir():
         fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), BINDINGS]
         if subprocess.run(fetch, capture_output=True, timeout=300).returncode != 0:
@@ -62,7 +69,6 @@ def full(request: pytest.FixtureRequest) -> Surface:
     for library in LIBRARIES:
         command = [compiler, "-shared", "-fPIC", "-o", str(folder / library), str(HERE / "stubs.c")]
         subprocess.run(command, check=True, capture_output=True)
-    return read_surface("tensorrt_bindings", folder, libraries=folder)
 
 
 # ---- what the source uses

@@ -13,8 +13,6 @@ from tests.random_model import SMALL, random_weights
 from workbench.model.config import ModelConfig
 from workbench.model.weights import ModelWeights
 
-torch.set_num_threads(2)
-
 
 @dataclass(frozen=True)
 class SmallModel:

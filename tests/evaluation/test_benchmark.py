@@ -11,7 +11,7 @@ from workbench.errors import LimitError, WorkbenchError
 from workbench.evaluation.benchmark import BenchmarkOptions, benchmark
 from workbench.progress import ProgressEvent
 
-SHORT = BenchmarkOptions(threads=1, rounds=2, prompt_len=3, decode_tokens=2, prefill_len=8)
+SHORT = BenchmarkOptions(threads=2, rounds=2, prompt_len=3, decode_tokens=2, prefill_len=8)
 
 
 def test_every_mode_is_timed_for_decode_and_prefill(random_model_dir: Callable[..., Path]) -> None:
@@ -29,7 +29,7 @@ def test_every_mode_is_timed_for_decode_and_prefill(random_model_dir: Callable[.
     assert (frame["ratio_low"] <= frame["ratio"]).all()
     assert (frame["ratio"] <= frame["ratio_high"]).all()
     assert set(frame["tokens"]) == {2, 8}
-    assert json.loads(json.dumps(result.to_dict()))["options"]["threads"] == 1
+    assert json.loads(json.dumps(result.to_dict()))["options"]["threads"] == 2
     assert [event.done for event in events if event.task == "benchmark: int8 prefill"] == [0, 1, 2, 3]
 
 

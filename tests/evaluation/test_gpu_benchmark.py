@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton")
 
+from tests.evaluation.small_gpu_model import SMALL
 from workbench.errors import BackendError, LimitError, WorkbenchError
 from workbench.evaluation import gpu_benchmark as benchmarking
 from workbench.evaluation import gpu_reference
@@ -32,10 +33,6 @@ from workbench.model.weights import DenseWeight, Int4GroupWeight, SmoothQuantWei
 from workbench.recipe import BuildLimits
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-SMALL = replace(
-    PRESETS["internlm-7b"], hidden_size=256, intermediate_size=352, num_layers=2, num_heads=4, num_kv_heads=4,
-    head_dim=64, vocab_size=320, eos_token_ids=(2,),
-)  # fmt: skip
 
 
 def test_a_model_is_timed_with_room_for_the_longest_case_and_plain_rope() -> None:

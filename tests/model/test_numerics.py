@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.model.numerics import (
     absmax_scale,
@@ -241,3 +243,33 @@ def test_an_outlier_costs_its_int4_group_only() -> None:
     weight = torch.full((1, 8), 0.07)
     weight[0, 0] = 1000.0
     assert quantize_int4_groups(weight, 4)[0].tolist() == [[7, 0, 0, 0, 7, 7, 7, 7]]
+
+
+class _Divisors(TorchDispatchMode):
+    """What everything was divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.div.Tensor:
+            self.seen.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("quantize", [quantize_per_channel, quantize_per_tensor, quantize_per_token])
+def test_nothing_is_divided_by_a_number(quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    # torch would multiply by its reciprocal on a GPU: for 127, other scales than on a CPU.
+    with _Divisors() as divisors:
+        quantize(torch.randn(4, 8))
+    assert len(divisors.seen) == 2
+    assert all(isinstance(divisor, Tensor) for divisor in divisors.seen)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_the_scales_of_a_cpu() -> None:
+    absmax = torch.arange(1, 1 << 15).to(torch.int16).view(torch.float16).float()
+    absmax = absmax[absmax.isfinite()]
+    assert torch.equal(absmax_scale(absmax.cuda()).cpu(), absmax_scale(absmax))

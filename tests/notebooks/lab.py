@@ -20,6 +20,7 @@ from typing import Any
 from chromium import CHROMIUM, FLAGS
 
 START_SECONDS = 60
+SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,19 @@ def open_notebook(lab: Lab, name: str) -> Iterator[Any]:
             yield page
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def notebook_that_ran(notebooks: Path, private: Path, name: str) -> Iterator[Any]:
+    """A page with the notebook ``name`` after all its cells, alone on the screen; no script may fail on it."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    with running_lab(notebooks.parent, private) as lab, open_notebook(lab, f"notebooks/{name}") as page:
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        command(page, "application:toggle-left-area")
+        assert command(page, "notebook:run-all-cells"), "a cell failed, or all of them took too long"
+        yield page
+        assert complaints == []
 
 
 def command(page: Any, name: str, arguments: dict[str, Any] | None = None, limit_ms: int = 240_000) -> Any:

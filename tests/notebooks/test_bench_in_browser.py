@@ -10,9 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from chromium import NEEDS_CHROMIUM
-from lab import command, open_notebook, running_lab
+from lab import SCREENSHOTS, command, notebook_that_ran
 
-SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
 NOTEBOOK = "02_tune_smoothquant.ipynb"
 
 # Boxes of widgets with scroll bars: they take width from charts, which then wrap.
@@ -25,15 +24,7 @@ pytestmark = NEEDS_CHROMIUM
 
 
 def test_a_person_looks_tunes_stops_and_compares(notebooks, tmp_path):
-    SCREENSHOTS.mkdir(exist_ok=True)
-    with (
-        running_lab(notebooks.parent, tmp_path / "jupyter") as lab,
-        open_notebook(lab, f"notebooks/{NOTEBOOK}") as page,
-    ):
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        command(page, "application:toggle-left-area")
-        assert command(page, "notebook:run-all-cells"), "a cell failed, or all of them took too long"
+    with notebook_that_ran(notebooks, tmp_path / "jupyter", NOTEBOOK) as page:
         person = _Person(page)
 
         person.clicks_a_hot_cell(layer=11)
@@ -43,7 +34,6 @@ def test_a_person_looks_tunes_stops_and_compares(notebooks, tmp_path):
         person.compares_and_clicks()
         person.looks_in_both_themes()
         person.restarts_the_kernel_during_work()
-        assert complaints == []
         assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
 
 

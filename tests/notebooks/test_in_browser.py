@@ -8,29 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parent))
 from chromium import NEEDS_CHROMIUM
-from lab import command, open_notebook, running_lab
+from lab import SCREENSHOTS, command, notebook_that_ran
 
-SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
 NOTEBOOK = "00_start_here.ipynb"
 
 pytestmark = NEEDS_CHROMIUM
 
 
-@pytest.mark.slow  # 40 s; the test of the bench opens a lab in the fast suite
 def test_a_click_draws_another_tap(notebooks, tmp_path):
-    SCREENSHOTS.mkdir(exist_ok=True)
-    with (
-        running_lab(notebooks.parent, tmp_path / "jupyter") as lab,
-        open_notebook(lab, f"notebooks/{NOTEBOOK}") as page,
-    ):
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        command(page, "application:toggle-left-area")
-        assert command(page, "notebook:run-all-cells"), "a cell failed, or all of them took too long"
+    with notebook_that_ran(notebooks, tmp_path / "jupyter", NOTEBOOK) as page:
         panel = _Panel(page)
         first = panel.points()
 
@@ -51,7 +39,6 @@ def test_a_click_draws_another_tap(notebooks, tmp_path):
         panel.choose_metric("signal to noise [dB]")
         page.locator(".wb-heat[aria-label^='signal to noise']").wait_for(timeout=10_000)
         _look(page, panel)
-        assert complaints == []
 
 
 def _look(page, panel):

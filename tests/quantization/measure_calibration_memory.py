@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.quantization.measure_conversion_memory import FOUR_GB, Peak, anonymous_bytes
+from tests.peak_memory import Peak, anonymous_bytes, figures_of_fresh_process
+from tests.quantization.measure_conversion_memory import FOUR_GB
 from workbench.checkpoint.demo import RandomModelSpec, write_random_model
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.quantization.calibration import CalibrationOptions, CalibrationWindows, calibrate
@@ -47,10 +47,7 @@ def measure(model: Path, out: Path) -> dict[str, float]:
 def measure_in_fresh_process(folder: Path, spec: RandomModelSpec = FOUR_GB) -> dict[str, float]:
     """Write a random model into ``folder`` and calibrate it in a process of its own."""
     write_random_model(folder / "model", spec)
-    command = [sys.executable, __file__, "--model", str(folder / "model"), "--out", str(folder / "ranges")]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    figures: dict[str, float] = json.loads(result.stdout)
-    return figures
+    return figures_of_fresh_process(__file__, "--model", folder / "model", "--out", folder / "ranges")
 
 
 def main() -> None:

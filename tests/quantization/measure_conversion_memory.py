@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.checkpoint.bin_folder import to_bin
-from tests.peak_memory import Peak, anonymous_bytes
+from tests.peak_memory import Peak, anonymous_bytes, figures_of_fresh_process
 from workbench.checkpoint.demo import RandomModelSpec, write_random_model
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.unified_layout import linear_names, linear_shape, site_of
@@ -105,10 +104,7 @@ def measure(kind: str, model: Path, out: Path) -> dict[str, float | str]:
 
 def measure_in_fresh_process(kind: str, model: Path, out: Path) -> dict[str, float]:
     """Convert ``model`` in a process of its own; a calibrated checkpoint is the model of "from_calibrated"."""
-    command = [sys.executable, __file__, "--kind", kind, "--model", str(model), "--out", str(out)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    figures: dict[str, float] = json.loads(result.stdout)
-    return figures
+    return figures_of_fresh_process(__file__, "--kind", kind, "--model", model, "--out", out)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,16 @@ def test_maxima_are_those_of_the_whole_model_at_once(
         torch.testing.assert_close(found[name], maxima.float(), rtol=allowed, atol=allowed * float(maxima.max()))
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Torch on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_histograms_count_every_value_once(random_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     model_dir, data = random_model_dir(kv_heads=2), make_data()
     ranges = calibrate(model_dir, data, tmp_path / "out", OPTIONS)

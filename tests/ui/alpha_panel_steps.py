@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from workbench.bench.state import BenchState
 from workbench.ui.alpha_panel import AlphaPanel
 from workbench.ui.alpha_rows import GroupRow
 
@@ -11,11 +10,6 @@ SECONDS = 60
 
 def row(panel: AlphaPanel, group: str) -> GroupRow:
     return panel.view.rows[group]
-
-
-def own_alphas(state: BenchState) -> dict[str, float]:
-    assert state.smoothing is not None
-    return dict(state.smoothing.alpha_by_group)
 
 
 def finish(panel: AlphaPanel) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.ui.alpha_panel_steps import finish, own_alphas, row
+from tests.bench.alphas_of_groups import own_alphas
+from tests.ui.alpha_panel_steps import finish, row
 from workbench.bench.state import BenchState
 from workbench.errors import RecipeError
 from workbench.quantization.alpha_search import AlphaSearch

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.ui.alpha_panel_steps import SECONDS, finish, own_alphas, row
+from tests.bench.alphas_of_groups import own_alphas
+from tests.ui.alpha_panel_steps import SECONDS, finish, row
 from workbench.bench.bench import Bench
 from workbench.bench.judging import CURRENT, Judgement, JudgeOptions
 from workbench.bench.state import BenchState, Calibration

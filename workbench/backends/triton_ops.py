@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from workbench.backends.kernels import attention as attention_kernels
 from workbench.backends.kernels import rowwise
+from workbench.backends.kernels.attention import NewTokens
 from workbench.backends.kernels.int8_gemm import Int8Rows, int8_linear
 from workbench.backends.kernels.rope import rotate_and_write
 from workbench.backends.kernels.rowwise import Quantized
@@ -91,7 +92,8 @@ class TritonOps(TorchOps):
     """Operations on CUDA tensors in float16, bfloat16 or float32; see :class:`TorchOps` for the arguments.
 
     ``attention`` writes the cache it is given and returns the same storage. What ``add_rms_norm`` and ``linear`` return
-    may be deferred: :meth:`settle` gives the tensor, and every operation here settles what it takes.
+    may be deferred: :meth:`settle` gives the tensor, and every operation here settles what it takes. Decode in one
+    stream at a time.
 
     Attributes:
         from_scratch: whoever runs a prefill sets this where all rows start at position 0; attention then reads the new
@@ -113,6 +115,7 @@ class TritonOps(TorchOps):
         on_gpu = self.device.type == "cuda"
         self.overlap = on_gpu and torch.cuda.get_device_capability(self.device) >= PROGRAMMATIC_LAUNCH
         self._linears: dict[int, _Held] = {}
+        self._arrived = attention_kernels.split_counters(self.device)
 
     def adopt(self, weight: LinearWeight) -> LinearWeight:
         """Pack a weight for this device; returns a stand-in without storage that means it in :meth:`linear`."""
@@ -247,7 +250,8 @@ class TritonOps(TorchOps):
                 self.tap(f"{spec.name}.{name}", rows)
         update = WholeCache(cache.key, cache.value)
         if qkv.shape[1] == 1:
-            decoded = attention_kernels.decode(qkv[:, 0], step.start, cache, spec, overlap=self.overlap)
+            tokens = NewTokens(qkv[:, 0], step.start, cache, spec)
+            decoded = attention_kernels.decode(tokens, self._arrived, overlap=self.overlap)
             return decoded[:, None], update
         query, key, value = rotate_and_write(qkv, step.positions, cache, spec)
         query = query.transpose(1, 2)

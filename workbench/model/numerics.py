@@ -24,7 +24,9 @@ def absmax_scale(absmax: Tensor, limit: int = INT8_LIMIT) -> Tensor:
     A maximum so small that the division underflows to zero is treated as zero: its integers would be infinite. NaN and
     infinite maxima give scales that are the same.
     """
-    scale = absmax.float() / limit
+    wide = absmax.float()
+    # By a tensor: on a GPU, torch multiplies by the reciprocal of a number, which may give another last bit.
+    scale = wide / torch.full_like(wide, limit)
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from tests.tolerances import TOLERANCE, relative_l2
 pytest.importorskip("triton", reason="needs triton")
 
 from workbench.backends.kernels import attention, rope
+from workbench.backends.kernels.attention import DecodeTiles, NewTokens
 from workbench.backends.torch_ops import TorchOps
 from workbench.model.ops import AttentionSpec, LayerCache, NewRows, Step
 from workbench.model.rotary import RotaryTables
@@ -100,17 +101,17 @@ def _assert_rows(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("splits", [1, 2])
-def test_decoding_matches_the_oracle(
-    triton_device: str, sizes: Sizes, splits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "split_count", lambda *_: splits)
+def test_decoding_matches_the_oracle(triton_device: str, sizes: Sizes, splits: int) -> None:
     lengths = torch.tensor([0, 65, 100])
     spec = _spec(sizes, triton_device, 200)
     cache, step = _cache(sizes, lengths, 110, triton_device), _step(lengths, 1, triton_device)
     width = (sizes.heads + 2 * sizes.kv_heads) * sizes.dim
     qkv = torch.randn(3, 1, width, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
     context, key, value = _expected(qkv, step, cache, spec)
-    found = attention.decode(qkv[:, 0].contiguous(), step.start, cache, spec)
+    tokens = NewTokens(qkv[:, 0].contiguous(), step.start, cache, spec)
+    arrived = attention.split_counters(triton_device)
+    found = attention.decode(tokens, arrived, tiles=replace(attention.default_tiles(tokens), splits=splits))
+    assert not arrived.any()
     assert relative_l2(found, context[:, 0]) < TOLERANCE[HALF]["op"]
     _assert_rows(_written(cache.key, step, 1), key)
     _assert_rows(_written(cache.value, step, 1), value)
@@ -157,3 +158,32 @@ def test_pads_beyond_the_cache_are_dropped(triton_device: str) -> None:
 )
 def test_the_sequence_is_split_where_there_are_few_programs(programs: int, max_len: int, expected: int) -> None:
     assert attention.split_count(programs, max_len) == expected
+
+
+def _new_tokens(sizes: Sizes, batch: int, device: str) -> NewTokens:
+    qkv = torch.zeros(batch, (sizes.heads + 2 * sizes.kv_heads) * sizes.dim, dtype=HALF, device=device)
+    lengths = torch.zeros(batch, dtype=torch.int32)
+    return NewTokens(qkv, lengths.to(device), _cache(sizes, lengths, 192, device), _spec(sizes, device, 192))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "expected"),
+    [
+        (Sizes(32, 32, 16, "per_head"), 64, DecodeTiles(32, 1, 1, ahead=64, streamed=True)),
+        (Sizes(32, 32, 16, "per_head"), 63, DecodeTiles(64, 1, 1)),
+        (Sizes(32, 32, 16, "per_head"), 4, DecodeTiles(64, 1, 2)),
+        (Sizes(32, 32, 16), 64, DecodeTiles(32, 2, 1)),
+        (Sizes(64, 32, 16, "per_head"), 64, DecodeTiles(64, 4, 1)),
+    ],
+)
+def test_many_programs_of_an_int8_cache_read_less_at_once_and_ahead(
+    triton_device: str, sizes: Sizes, batch: int, expected: DecodeTiles
+) -> None:
+    assert attention.default_tiles(_new_tokens(sizes, batch, triton_device)) == expected
+
+
+def test_more_heads_than_there_are_counters_are_not_split(triton_device: str) -> None:
+    tokens = _new_tokens(SIZES[0], 2, triton_device)
+    arrived = torch.zeros(4, dtype=torch.int32, device=triton_device)
+    with pytest.raises(ValueError, match="sequences of 8 heads cannot be split with 4 counters"):
+        attention.decode(tokens, arrived, tiles=DecodeTiles(16, 1, 2))

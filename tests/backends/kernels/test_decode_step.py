@@ -160,7 +160,7 @@ def test_models_that_the_kernel_cannot_run_are_named() -> None:
     found = _model(narrow, random_weights(narrow, "w8a8", int8_cache=False))
     assert found is not None
     assert why_not(found) == "352 inputs"
-    assert (why_not(model, 4), why_not(model, 8)) == (None, "8 rows")
+    assert (why_not(model, 2), why_not(model, 4)) == (None, "4 rows")
     packed = _model(config, random_weights(config, "int4", int8_cache=False))
     assert packed is not None
     assert why_not(packed, 8) is None
@@ -170,7 +170,7 @@ def test_models_that_the_kernel_cannot_run_are_named() -> None:
     assert why_not(replace(model, head_dim=48)) == "heads of 48 values"
     whole = _model(config, random_weights(config, "w8a8", int8_cache=False))
     assert whole is not None
-    assert (why_not(whole, 4), why_not(whole, 8)) == (None, "8 rows")
+    assert (why_not(whole, 2), why_not(whole, 4)) == (None, "4 rows")
     assert [why_not(model, rows) for rows in (3, 5, 16)] == ["3 rows", "5 rows", "16 rows"]
     assert dense.lm_head is not None
     integers, scale = quantize_int4_groups(dense.lm_head.weight.float(), 64)
@@ -206,17 +206,17 @@ def test_other_devices_dtypes_and_batches_decode_operation_by_operation(monkeypa
 CASES = [
     # kind, kv heads, INT8 cache, batch, tuning
     ("dense", 8, False, 1, StepTuning()),
-    ("dense", 2, False, 4, StepTuning(split_rows=16)),
+    ("dense", 2, False, 2, StepTuning(split_rows=16)),
     ("dense", 8, True, 2, StepTuning(split_rows=16, splits=3)),
-    ("dense", 4, False, 4, StepTuning(units=2, stages=4, in_flight=3)),
-    ("dense", 4, False, 4, StepTuning(units=1)),
+    ("int8", 4, False, 4, StepTuning(units=2, stages=4, in_flight=3)),
+    ("int8", 4, False, 4, StepTuning(units=1)),
     ("int8", 8, False, 1, StepTuning()),
     ("int8", 2, True, 4, StepTuning()),
     ("int4", 4, False, 1, StepTuning()),
     ("int4", 8, False, 8, StepTuning(stages=5, in_flight=2)),
     ("int4", 2, True, 8, StepTuning(split_rows=16)),
     ("w8a8", 8, False, 1, StepTuning()),
-    ("w8a8", 2, True, 4, StepTuning()),
+    ("w8a8", 2, True, 2, StepTuning()),
     ("static", 4, False, 2, StepTuning()),
 ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,9 @@ from torch import Tensor
 from tests.tolerances import TOLERANCE, relative_l2
 
 pytest.importorskip("triton", reason="needs triton")
+
+import triton
+import triton.language as tl
 
 from workbench.backends.kernels import rowwise
 from workbench.backends.torch_ops import TorchOps
@@ -65,6 +70,32 @@ def test_integers_are_those_of_the_oracle(triton_device: str, rows: int, feature
     assert torch.equal(found.scale, scale)
     static = torch.tensor(0.01, device=triton_device)  # many values are clipped
     assert torch.equal(rowwise.quantize_rows(x, static).integers, quantize_int8(x, static))
+
+
+def _every_half(device: str) -> Tensor:
+    """All finite float16 values, ``[1, 63488]``."""
+    values = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.float16)
+    return values[values.isfinite()][None].to(device)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _divide(x: Any, divisor: Any, y: Any, size: tl.constexpr) -> None:
+    columns = tl.arange(0, size)
+    tl.store(y + columns, rowwise.divided(tl.load(x + columns), tl.load(divisor)))
+
+
+def test_float16_values_are_divided_to_the_last_bit(triton_device: str) -> None:
+    x = _every_half(triton_device)[0, : 1 << 15]
+    for divisor in (3.0, 0.0123456789, 65504.0, 1e-3, 2**0.5, 1.0 - 2**-24, 1.0 + 2**-23):
+        held, y = torch.tensor([divisor], device=triton_device), torch.empty_like(x, dtype=torch.float32)
+        _divide[(1,)](x, held, y, size=len(x))
+        assert torch.equal(y, x.float() / held)
+
+
+@pytest.mark.parametrize("scale", [2**-24 / 127, 1e-30, 1e-5, 0.0123, 1.0, 515.8, 1e30])
+def test_every_float16_value_has_the_oracles_integer(triton_device: str, scale: float) -> None:
+    x, held = _every_half(triton_device), torch.tensor(scale, device=triton_device)
+    assert torch.equal(rowwise.quantize_rows(x, held).integers, quantize_int8(x, held))
 
 
 def test_ties_go_to_the_even_integer(triton_device: str) -> None:

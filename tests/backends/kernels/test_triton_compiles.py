@@ -21,7 +21,8 @@ from triton.compiler import ASTSource
 from workbench.backends.kernels import attention, int8_gemm, rope, rowwise
 
 HEADS = dict(NUM_HEADS=8, KV_HEADS=2, DIM=64, PER_HEAD=True)
-DECODE = dict(**HEADS, GROUP=4, BLOCK=16, HALF=32, WIDTH=64, KEYS=64, SPLITS=4)
+DECODE = dict(**HEADS, GROUP=4, BLOCK=16, HALF=32, WIDTH=64, KEYS=64, SPLITS=4, EVICTION="", AHEAD=0)
+AHEAD = DECODE | dict(GROUP=1, BLOCK=1, SPLITS=1, EVICTION="evict_first", AHEAD=64)
 TYPES = dict(
     x="*fp16", residual="*fp16", weight="*fp16", summed="*fp16", normed="*fp16", integers="*i8", features="i32",
     eps="fp32", gate_up="*fp16", y="*fp16", sums="*i32", bias="*fp16", qkv="*fp16", positions="*i64", start="*i32",
@@ -37,6 +38,7 @@ CASES = [
     (attention._decode_kernel, dict(**DECODE, INT8=False, PERMUTE=False), {"*cache": "*fp16"}),
     (attention._decode_kernel, dict(**DECODE, INT8=True, PERMUTE=True), {"*cache": "*i8"}),
     (attention._decode_kernel, dict(**DECODE | dict(GROUP=1, BLOCK=1), INT8=True, PERMUTE=True), {"*cache": "*i8"}),
+    (attention._decode_kernel, dict(**AHEAD, INT8=True, PERMUTE=True), {"*cache": "*i8"}),
     (
         int8_gemm._int8_kernel,
         dict(STATIC=False, HAS_BIAS=True, GLU=True, TOKENS=64, ROWS=32, DEPTH=128),
@@ -71,4 +73,4 @@ def test_every_kernel_compiles_for_every_architecture(tmp_path: Path) -> None:
         [sys.executable, "-c", SCRIPT, *ARCHITECTURES], env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "compiled 36" in done.stdout
+    assert "compiled 40" in done.stdout

@@ -5,7 +5,7 @@ Knows a cache ``[batch, kv_heads, max_len, head_dim]`` in the activations' dtype
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -19,6 +19,49 @@ from workbench.model.ops import AttentionSpec, LayerCache
 KEYS = 64  # keys that a program of the decode kernel reads at once, at most
 PROGRAMS = 528  # four for each of an H100's 132 processors: what decoding is split into where the batch is small
 MAX_SPLITS = 32
+MANY_PROGRAMS = 2048  # an H100's registers hold half as many that read KEYS of an INT8 cache at once
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """What attention over one new token a row works on.
+
+    Attributes:
+        qkv: ``[batch, (heads + 2 * kv_heads) * head_dim]``, contiguous.
+        start: int32 ``[batch]``: rows that the cache holds, and the position of the new token.
+        cache: written in place at row ``start``.
+        spec: heads, tables on the device, and scales of an INT8 cache.
+    """
+
+    qkv: Tensor
+    start: Tensor
+    cache: LayerCache[Tensor]
+    spec: AttentionSpec
+
+    @property
+    def programs(self) -> int:
+        """Rows times heads of the cache."""
+        return len(self.qkv) * self.spec.num_kv_heads
+
+
+@dataclass(frozen=True, order=True)
+class DecodeTiles:
+    """How the kernel divides its work.
+
+    Attributes:
+        keys: of the cache that a program reads at once.
+        warps: of a program.
+        splits: parts of the sequence, a power of two.
+        ahead: keys that a program prefetches into the L2 cache while the kernel before still runs; a power of two or 0.
+            Lengths and the rows that the cache holds must then be older than the last kernel launched without overlap.
+        streamed: what is read of the cache makes room first.
+    """
+
+    keys: int
+    warps: int
+    splits: int
+    ahead: int = 0
+    streamed: bool = False
 
 
 @triton.jit
@@ -110,7 +153,7 @@ def _new_key(source, target, cos, sin, factor, writes, pairs, has_pair, DIM: tl.
     low, high = low.to(dtype), high.to(dtype)
     mask = has_pair & writes
     if INT8:
-        low_int, high_int = integers_of(low.to(tl.float32), factor), integers_of(high.to(tl.float32), factor)
+        low_int, high_int = integers_of(low, factor), integers_of(high, factor)
         store_pair(target + pairs, low_int, high_int, mask, DIM)
         low, high = (low_int.to(tl.float32) * factor).to(dtype), (high_int.to(tl.float32) * factor).to(dtype)
     else:
@@ -123,7 +166,7 @@ def _new_value(source, target, factor, writes, columns, has_column, INT8: tl.con
     """The new value as the cache holds it, multiplied back; written to it where ``writes``."""
     value = tl.load(source + columns, mask=has_column, other=0.0)
     if INT8:
-        integers = integers_of(value.to(tl.float32), factor)
+        integers = integers_of(value, factor)
         tl.store(target + columns, integers, mask=has_column & writes)
         value = (integers.to(tl.float32) * factor).to(value.dtype)
     else:
@@ -174,9 +217,26 @@ def _finish(
 
 
 @triton.jit
+def _rows_of_split(length, KEYS: tl.constexpr, SPLITS: tl.constexpr):
+    return tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
+
+
+@triton.jit
+def _prefetch(rows_at, begin, end, DIM: tl.constexpr, AHEAD: tl.constexpr):
+    """Bring the first ``AHEAD`` of rows ``begin .. end - 1`` into the L2 cache; of fewer, the last several times."""
+    LINE: tl.constexpr = 1024 // rows_at.dtype.element_ty.primitive_bitwidth
+    row = tl.maximum(tl.minimum(begin + tl.arange(0, AHEAD), end - 1), 0).to(tl.int64)
+    for column in tl.static_range(0, DIM, LINE):
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [rows_at + row * DIM + column],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
 def _over_held_rows(
     query_low, query_high, keys_at, values_at, factor, begin, end, largest, total, sums, pairs, columns,
-    DIM: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, PERMUTE: tl.constexpr,
+    DIM: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, PERMUTE: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
     """Softmax so far (its largest score, its total and the weighted values) taken over rows ``begin .. end - 1``."""
     dtype: tl.constexpr = query_low.dtype
@@ -185,9 +245,12 @@ def _over_held_rows(
         held = rows < end
         at = rows.to(tl.int64)[:, None] * DIM
         pair_mask, column_mask = held[:, None] & (pairs < DIM // 2)[None, :], held[:, None] & (columns < DIM)[None, :]
-        low = _held(tl.load(keys_at + at + pairs[None, :], mask=pair_mask, other=0), dtype, DOT, PERMUTE)
-        high = _held(tl.load(keys_at + at + DIM // 2 + pairs[None, :], mask=pair_mask, other=0), dtype, DOT, PERMUTE)
-        values = _held(tl.load(values_at + at + columns[None, :], mask=column_mask, other=0), dtype, DOT, PERMUTE)
+        low_at = keys_at + at + pairs[None, :]
+        low = tl.load(low_at, mask=pair_mask, other=0, eviction_policy=EVICTION)
+        high = tl.load(low_at + DIM // 2, mask=pair_mask, other=0, eviction_policy=EVICTION)
+        values = tl.load(values_at + at + columns[None, :], mask=column_mask, other=0, eviction_policy=EVICTION)
+        low, high = _held(low, dtype, DOT, PERMUTE), _held(high, dtype, DOT, PERMUTE)
+        values = _held(values, dtype, DOT, PERMUTE)
         scores = (_scores(query_low, low, DOT) + _scores(query_high, high, DOT)) * factor
         scores = tl.where(held[None, :], scores, float("-inf"))
         newest = tl.maximum(largest, tl.max(scores, 1))
@@ -200,11 +263,24 @@ def _over_held_rows(
 
 
 @triton.jit
+def _begun(
+    query_low, query_high, key_low, key_high, value, split, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Softmax over the new row, with which the first split begins; the other splits begin with nothing."""
+    own = query_low.to(tl.float32) * key_low.to(tl.float32)[None, :]
+    own += query_high.to(tl.float32) * key_high.to(tl.float32)[None, :]
+    largest = tl.where(split == 0, tl.sum(own, 1), float("-inf"))
+    total = tl.where(split == 0, tl.full([BLOCK], 1.0, tl.float32), 0.0)
+    first = tl.where(split == 0, value.to(tl.float32), 0.0)
+    return largest, total, tl.zeros([BLOCK, WIDTH], tl.float32) + first[None, :]
+
+
+@triton.jit
 def _decode_kernel(
     qkv, start, cos, sin, key_cache, value_cache, key_scale, value_scale, context, partial, stats, arrived, max_len,
     scale, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
     HALF: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, INT8: tl.constexpr,
-    PER_HEAD: tl.constexpr, PERMUTE: tl.constexpr, PDL: tl.constexpr,
+    PER_HEAD: tl.constexpr, PERMUTE: tl.constexpr, EVICTION: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     batch, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
@@ -216,17 +292,21 @@ def _decode_kernel(
     if INT8:
         key_factor = tl.load(key_scale + (kv_head if PER_HEAD else 0))
         value_factor = tl.load(value_scale + (kv_head if PER_HEAD else 0))
+    base = (batch.to(tl.int64) * KV_HEADS + kv_head) * max_len * DIM
+    if PDL and AHEAD > 0:
+        end = tl.load(start + batch)
+        begin = split * _rows_of_split(end, KEYS, SPLITS)
+        _prefetch(key_cache + base, begin, end, DIM, AHEAD)
+        _prefetch(value_cache + base, begin, end, DIM, AHEAD)
     take_turn(PDL)
     length = tl.load(start + batch)
     turn_cos = tl.load(cos + length * (DIM // 2) + pairs, mask=has_pair, other=0.0)
     turn_sin = tl.load(sin + length * (DIM // 2) + pairs, mask=has_pair, other=0.0)
     row = qkv + batch.to(tl.int64) * ((NUM_HEADS + 2 * KV_HEADS) * DIM)
-
     head = kv_head * GROUP + group
     mask = (group < GROUP)[:, None] & has_pair[None, :]
     query_low, query_high = _new_query(row + head[:, None] * DIM + pairs[None, :], mask, turn_cos, turn_sin, scale, DIM)
 
-    base = (batch.to(tl.int64) * KV_HEADS + kv_head) * max_len * DIM
     new_row = base + length.to(tl.int64) * DIM
     at_key = row + (NUM_HEADS + kv_head) * DIM
     key_low, key_high = _new_key(
@@ -235,20 +315,14 @@ def _decode_kernel(
     at_value = row + (NUM_HEADS + KV_HEADS + kv_head) * DIM
     value = _new_value(at_value, value_cache + new_row, value_factor, split == 0, columns, has_column, INT8)
 
-    # The new row is the first split's beginning; the other splits begin with nothing.
-    own = query_low.to(tl.float32) * key_low.to(tl.float32)[None, :]
-    own += query_high.to(tl.float32) * key_high.to(tl.float32)[None, :]
-    largest = tl.where(split == 0, tl.sum(own, 1), float("-inf"))
-    total = tl.where(split == 0, tl.full([BLOCK], 1.0, tl.float32), 0.0)
-    start_value = tl.where(split == 0, value.to(tl.float32), 0.0)
-    sums = tl.zeros([BLOCK, WIDTH], tl.float32) + start_value[None, :]
+    largest, total, sums = _begun(query_low, query_high, key_low, key_high, value, split, BLOCK, WIDTH)
     if INT8:
         sums = sums / value_factor
-    begin = split * tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
-    end = tl.minimum(length, begin + tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS)
+    begin = split * _rows_of_split(length, KEYS, SPLITS)
+    end = tl.minimum(length, begin + _rows_of_split(length, KEYS, SPLITS))
     largest, total, sums = _over_held_rows(
         query_low, query_high, key_cache + base, value_cache + base, key_factor, begin, end,
-        largest, total, sums, pairs, columns, DIM, KEYS, DOT, PERMUTE,
+        largest, total, sums, pairs, columns, DIM, KEYS, DOT, PERMUTE, EVICTION,
     )  # fmt: skip
     if INT8:
         sums = sums * value_factor
@@ -258,58 +332,60 @@ def _decode_kernel(
     _finish(context, partial, stats, arrived, found, out_head, columns, group < GROUP, split, DIM, SPLITS)
 
 
-def decode(
-    qkv: Tensor, start: Tensor, cache: LayerCache[Tensor], spec: AttentionSpec, *, overlap: bool = False
-) -> Tensor:
+def decode(tokens: NewTokens, arrived: Tensor, *, tiles: DecodeTiles | None = None, overlap: bool = False) -> Tensor:
     """One new token a row: RoPE, the write into the cache and attention over it, in one kernel.
 
     Args:
-        qkv: ``[batch, (heads + 2 * kv_heads) * head_dim]``.
-        start: int32 ``[batch]``: rows that the cache holds, and the position of the new token.
-        cache: written in place at row ``start``.
-        spec: heads, tables on the device, and scales of an INT8 cache.
+        tokens: see :class:`NewTokens`.
+        arrived: of :func:`split_counters`, for launches that follow each other: one stream.
+        tiles: :func:`default_tiles` where None.
         overlap: see :func:`launch_options`.
 
     Returns:
         ``[batch, heads * head_dim]``.
     """
-    batch = qkv.shape[0]
-    splits = split_count(batch * spec.num_kv_heads, cache.key.shape[2])
-    group = spec.num_heads // spec.num_kv_heads
-    context = torch.empty(batch, spec.num_heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
-    partial = stats = arrived = None
-    if splits > 1:
-        pieces = batch * spec.num_heads * splits
+    qkv, spec, cache = tokens.qkv, tokens.spec, tokens.cache
+    tiles = tiles or default_tiles(tokens)
+    context = torch.empty(len(qkv), spec.num_heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+    partial = stats = None
+    if tiles.splits > 1:
+        if tokens.programs > len(arrived):
+            raise ValueError(f"sequences of {tokens.programs} heads cannot be split with {len(arrived)} counters")
+        pieces = len(qkv) * spec.num_heads * tiles.splits
         partial = torch.empty(pieces, spec.head_dim, dtype=torch.float32, device=qkv.device)
         stats = torch.empty(pieces, 2, dtype=torch.float32, device=qkv.device)
-        arrived = _counters(qkv.device, batch * spec.num_kv_heads)
-    width = max(16, triton.next_power_of_2(spec.head_dim))
-    keys, warps = decode_block(group, cache)
-    _decode_kernel[(batch * spec.num_kv_heads, splits)](
-        qkv, start, spec.rotary.cos, spec.rotary.sin, cache.key, cache.value, *cache_scales(spec), context, partial,
-        stats, arrived, cache.key.shape[2], spec.head_dim**-0.5,
+    group, width = spec.num_heads // spec.num_kv_heads, max(16, triton.next_power_of_2(spec.head_dim))
+    _decode_kernel[(tokens.programs, tiles.splits)](
+        qkv, tokens.start, spec.rotary.cos, spec.rotary.sin, cache.key, cache.value, *cache_scales(spec), context,
+        partial, stats, arrived, cache.key.shape[2], spec.head_dim**-0.5,
         NUM_HEADS=spec.num_heads, KV_HEADS=spec.num_kv_heads, DIM=spec.head_dim, GROUP=group,
         BLOCK=1 if group == 1 else max(16, triton.next_power_of_2(group)),
-        HALF=max(16, triton.next_power_of_2(spec.head_dim // 2)), WIDTH=width, KEYS=keys, SPLITS=splits,
+        HALF=max(16, triton.next_power_of_2(spec.head_dim // 2)), WIDTH=width, KEYS=tiles.keys, SPLITS=tiles.splits,
         **cache_type(spec), PERMUTE=spec.kv_scales is not None and qkv.is_cuda,  # the interpreter knows no assembly
-        PDL=overlap, **launch_options(overlap=overlap, num_warps=warps),
+        EVICTION="evict_first" if tiles.streamed else "", AHEAD=tiles.ahead,
+        PDL=overlap, **launch_options(overlap=overlap, num_warps=tiles.warps),
     )  # fmt: skip
     return context
 
 
-@functools.cache
-def _counters(device: torch.device, programs: int) -> Tensor:
-    """How many splits of a program's rows are done: zero before and after every launch, so kept for good."""
-    return torch.zeros(programs, dtype=torch.int32, device=device)
+def split_counters(device: torch.device | str) -> Tensor:
+    """int32 ``[PROGRAMS]``: splits of a program's rows that are done; zero before and after every launch.
+
+    Enough for what :func:`split_count` splits. CUDA graphs hold the address: whoever records one keeps them.
+    """
+    return torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
 
 
-def decode_block(group: int, cache: LayerCache[Tensor]) -> tuple[int, int]:
-    """Keys that a program reads at once, and its warps: measured on an H100, see docs/benchmarks.md."""
-    if group > 1:
-        return KEYS, 4
-    if cache.key.dtype == torch.int8:
-        return KEYS, 1
-    return KEYS // 2, 2
+def default_tiles(tokens: NewTokens) -> DecodeTiles:
+    """Measured on an H100, see docs/benchmarks.md."""
+    splits = split_count(tokens.programs, tokens.cache.key.shape[2])
+    if tokens.spec.num_heads > tokens.spec.num_kv_heads:
+        return DecodeTiles(KEYS, 4, splits)
+    if tokens.cache.key.dtype == torch.int8:
+        if tokens.programs >= MANY_PROGRAMS:
+            return DecodeTiles(KEYS // 2, 1, splits, ahead=KEYS, streamed=True)
+        return DecodeTiles(KEYS, 1, splits)
+    return DecodeTiles(KEYS // 2, 2, splits)
 
 
 def split_count(programs: int, max_len: int) -> int:

@@ -118,6 +118,7 @@ struct Step {
     u16* qkv;
     u16* context;
     u16* residual;  // [NB][HIDDEN]: what layers add to
+    float* squares;  // [NB][HIDDEN / 16]: of the residual, summed up over 16 values
     u16* activated;
     float* partial;  // [NB * KV_HEADS * groups][SPLITS][PIECE]
     u32* arrived;    // [NB * KV_HEADS * groups], zero before and after

@@ -146,6 +146,7 @@ struct Turn {
 };
 
 struct Consumer {
+    float* squares;  // of what a residual was added to
     Ring ring;
 
     // ``load(segment)`` puts rows of x into shared memory, or asks for copies of them; ``store(row, n, value)`` takes
@@ -182,15 +183,25 @@ struct Consumer {
             wait_copies();
             consumers_meet();
             STAMP(stamp + 2);
-            const int n = row_of_x(), unit_rows = shape.glu ? 8 : 16;
+            const int n = row_of_x(), unit_rows = shape.glu ? 8 : 16, rows = (end - base) * unit_rows;
+            // Whole warps stay in the loop; with one row of x their halves take different units.
 #pragma unroll 1
-            for (int i = here / (NB * 16) * 16 + here % 16; i < (end - base) * unit_rows; i += CONSUMER_THREADS / NB) {
-                const int unit = shape.glu ? i / 8 : i / 16, row = i % unit_rows;
-                const bool divided = (end - base) % 2 && unit == end - base - 1;
-                float value = finished<K>(m, unit, divided, row, n);
-                if (shape.glu) value = value / (1.0f + __expf(-value)) * finished<K>(m, unit, divided, row + 8, n);
-                if (residual) value += half_to_float(held_residual[n][i]);
-                store(base * unit_rows + i, n, value);
+            for (int i = here / (NB * 16) * 16 + here % 16; i - (NB == 1 ? here & 16 : 0) < rows; i += CONSUMER_THREADS / NB) {
+                float square = 0.0f;
+                if (i < rows) {
+                    const int unit = shape.glu ? i / 8 : i / 16, row = i % unit_rows;
+                    const bool divided = (end - base) % 2 && unit == end - base - 1;
+                    float value = finished<K>(m, unit, divided, row, n);
+                    if (shape.glu) value = value / (1.0f + __expf(-value)) * finished<K>(m, unit, divided, row + 8, n);
+                    if (residual) value = half_to_float(float_to_half(value + half_to_float(held_residual[n][i])));
+                    square = value * value;
+                    store(base * unit_rows + i, n, value);
+                }
+                if (residual) {
+#pragma unroll
+                    for (int o = 8; o; o >>= 1) square += __shfl_xor_sync(~0u, square, o);
+                    if (here % 16 == 0 && i < rows) squares[n * (HIDDEN / 16) + base + i / 16] = square;
+                }
             }
             base += UNITS;
             if (base < share.end) consumers_meet();

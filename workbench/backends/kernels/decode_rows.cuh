@@ -65,50 +65,65 @@ __device__ __forceinline__ uint2 quantized(uint4 x, float scale, float steps) {
     return make_uint2(word[0], word[1]);
 }
 
-// RMSNorm(x) * weight for a product of KIND K; x also goes to ``kept``, where there is such.
+__device__ __forceinline__ float squares_of(uint4 eight, float sum) {
+    const u32* word = (const u32*)&eight;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const float low = half_to_float((u16)word[j]), high = half_to_float((u16)(word[j] >> 16));
+        sum += low * low;
+        sum += high * high;
+    }
+    return sum;
+}
+
+// RMSNorm(x) * weight for a product of KIND K; x also goes to ``kept``, where there is such. ``squares`` are sums over 16
+// values each, if they are ``summed``; otherwise that is done here.
 template <int K>
-__device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, const u16* x, u16* kept, const float* calibrated) {
+__device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, const u16* x, u16* kept, const float* squares,
+                                            bool summed, const float* calibrated) {
     constexpr int granules = HIDDEN / 8, turns = up(granules, ROW_THREADS), batch = turns < 8 ? turns : 8;
     const int here = thread_here(), row = here / ROW_THREADS, thread = here % ROW_THREADS;
     uint4* rows = (uint4*)(memory + (K == 3 ? AT_HALF + row * HALF_PITCH : AT_X + row * shape.pitch));
-    const uint4* weights = (const uint4*)(memory + AT_NORM);
-    float squares = 0.0f;
+    const uint4 *weights = (const uint4*)(memory + AT_NORM), *from = (const uint4*)x;
+    float inverse = 0.0f, largest = 0.0f;
 #pragma unroll 1
     for (int turn = 0; turn < turns; turn += batch) {
         uint4 loaded[batch];
 #pragma unroll
         for (int i = 0; i < batch; i++) {
             const int at = (turn + i) * ROW_THREADS + thread;
-            loaded[i] = at < granules ? load_fresh((const uint4*)x + at) : make_uint4(0, 0, 0, 0);
+            loaded[i] = at < granules ? load_fresh(from + at) : make_uint4(0, 0, 0, 0);
+        }
+        if (turn == 0) {
+            float sum = 0.0f;
+            if (summed) {
+#pragma unroll
+                for (int i = 0; i < up(HIDDEN / 16, 32); i++)
+                    if (i * 32 + here % 32 < HIDDEN / 16) sum += load_fresh(squares + i * 32 + here % 32);
+                sum = warp_sum(sum);
+            } else {
+#pragma unroll 1
+                for (int at = thread; at < granules; at += ROW_THREADS) sum = squares_of(load_fresh(from + at), sum);
+                sum = row_reduced<false>(sum);
+            }
+            inverse = inverse_root(sum * (1.0f / HIDDEN) + epsilon);
         }
 #pragma unroll
         for (int i = 0; i < batch; i++) {
             const int at = (turn + i) * ROW_THREADS + thread;
-            const u32* word = (const u32*)&loaded[i];
+            if (at >= granules) continue;
+            if (kept) ((uint4*)(kept + row * HIDDEN))[at] = loaded[i];
+            const uint4 w = weights[at];
+            u32* word = (u32*)&loaded[i];
+            const u32* weight = (const u32*)&w;
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                const float low = half_to_float((u16)word[j]), high = half_to_float((u16)(word[j] >> 16));
-                squares += low * low;
-                squares += high * high;
+                const float low = half_to_float((u16)word[j]) * inverse, high = half_to_float((u16)(word[j] >> 16)) * inverse;
+                word[j] = mul2(halves_of(low, high), weight[j]);
+                if (K == 3) largest = larger_of(largest, word[j]);
             }
-            if (at >= granules) continue;
             rows[at] = loaded[i];
-            if (kept) ((uint4*)(kept + row * HIDDEN))[at] = loaded[i];
         }
-    }
-    const float inverse = inverse_root(row_reduced<false>(squares) * (1.0f / HIDDEN) + epsilon);
-    float largest = 0.0f;
-#pragma unroll 2
-    for (int at = thread; at < granules; at += ROW_THREADS) {
-        uint4 held_x = rows[at], w = weights[at];
-        u32 *word = (u32*)&held_x, *weight = (u32*)&w;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float low = half_to_float((u16)word[j]) * inverse, high = half_to_float((u16)(word[j] >> 16)) * inverse;
-            word[j] = mul2(halves_of(low, high), weight[j]);
-            if (K == 3) largest = larger_of(largest, word[j]);
-        }
-        rows[at] = held_x;
     }
     if constexpr (K == 3) {
         const float scale = row_scale_of(calibrated ? 0.0f : row_reduced<true>(largest), calibrated), steps = 1.0f / scale;

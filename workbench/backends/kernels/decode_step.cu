@@ -81,7 +81,7 @@ __device__ __forceinline__ void begin(const Step& s) {
 }
 
 __device__ void consume(const Step& s) {
-    Consumer c;
+    Consumer c = {s.squares};
     Grid grid = {s.counters};
     begin(s);
 #pragma unroll 1
@@ -104,7 +104,8 @@ __device__ void consume(const Step& s) {
             } else {
                 const int row = thread_here() / ROW_THREADS;
                 load_normed<KIND>(shape, s.epsilon, turn ? x + row * HIDDEN : s.embedding + s.ids[row] * HIDDEN,
-                                  turn || blockIdx.x ? nullptr : s.residual, m.input_scale);
+                                  turn || blockIdx.x ? nullptr : s.residual, s.squares + row * (HIDDEN / 16), turn > 0,
+                                  m.input_scale);
             }
         }, [&](int row, int n, float value) {
             const u16 half = float_to_half(value);
@@ -140,7 +141,9 @@ __device__ void consume(const Step& s) {
     u64 best = 0;
     STAMP(39);
     c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, nullptr, [&](int) {
-        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + thread_here() / ROW_THREADS * HIDDEN, nullptr, s.head.input_scale);
+        const int row = thread_here() / ROW_THREADS;
+        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + row * HIDDEN, nullptr, s.squares + row * (HIDDEN / 16), true,
+                               s.head.input_scale);
     }, [&](int row, int n, float value) {
         const u64 key = key_of(value, row);
         s.logits[(i64)n * VOCAB + row] = value;

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.backends.kernels import packing
 from workbench.backends.kernels.decode_shape import (
     FEWEST_STAGES,
     StepShape,
@@ -38,7 +39,7 @@ SOURCES = (
 )
 ROWS = (1, 2, 4, 8)  # that the kernel is compiled for
 # Rows up to which it was faster on an H100 than operation by operation.
-MOST_ROWS: dict[Kind, int] = {Kind.FLOAT16: 4, Kind.INT8: 4, Kind.INT4: 8, Kind.W8A8: 4}
+MOST_ROWS: dict[Kind, int] = {Kind.FLOAT16: 2, Kind.INT8: 4, Kind.INT4: 8, Kind.W8A8: 2}
 CAPABILITY = (9, 0)  # that it was measured on
 # Whether this state of the kernel was compared with the plain op set on a GPU (``kernel_checks``): until then
 # sessions use it where they are told to, and only there.
@@ -106,7 +107,7 @@ class _Layer(ctypes.Structure):
     )
 
 
-_BUFFERS = ("qkv", "context", "residual", "activated", "partial", "arrived", "best", "largest", "counters")
+_BUFFERS = ("qkv", "context", "residual", "squares", "activated", "partial", "arrived", "best", "largest", "counters")
 
 
 class _Step(ctypes.Structure):
@@ -259,6 +260,7 @@ class DecodeStep:
             "qkv": empty(rows, features),
             "context": empty(rows, shape.heads * shape.head_dim),
             "residual": empty(rows, shape.hidden),
+            "squares": empty(rows, shape.hidden // packing.TILE_ROWS, dtype=torch.float32),
             "activated": empty(rows, shape.intermediate),
             "partial": empty(pieces, whole(shape.queries * (shape.head_dim + 2), 4), dtype=torch.float32),
             "arrived": torch.zeros(shape.parts, dtype=torch.int32, device=self.device),

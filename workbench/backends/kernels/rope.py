@@ -74,8 +74,8 @@ def _rope_kernel(
         key_factor = tl.load(key_scale + at, mask=is_key, other=1.0)
         value_factor = tl.load(value_scale + at, mask=real & is_value, other=1.0)
         head_scale = tl.where(is_value, value_factor, key_factor)[:, None]
-        low_int = integers_of(low.to(tl.float32), head_scale)
-        high_int = integers_of(high.to(tl.float32), head_scale)
+        low_int = integers_of(low, head_scale)
+        high_int = integers_of(high, head_scale)
         low = (low_int.to(tl.float32) * head_scale).to(first.dtype)
         high = (high_int.to(tl.float32) * head_scale).to(first.dtype)
         to_new = ((batch * KV_HEADS + kv_head[:, None]) * seq + step) * DIM + pairs[None, :]

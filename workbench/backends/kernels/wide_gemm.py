@@ -145,7 +145,7 @@ def _device(index: int) -> tuple[tuple[int, int], int]:
 COMPARED: frozenset[Kind] = frozenset(Kind)
 
 # Fewest rows of x for which a kind's products are used: from there on they were faster in whole steps on an H100.
-MIN_COLUMNS: dict[Kind, int] = {Kind.FLOAT16: 5, Kind.INT8: 5, Kind.INT4: 9, Kind.W8A8: 5}
+MIN_COLUMNS: dict[Kind, int] = {Kind.FLOAT16: 3, Kind.INT8: 5, Kind.INT4: 9, Kind.W8A8: 3}
 
 # As measured on an H100 for the shapes of InternLM-7B with 8, 16, 32 and 64 rows of x. What is chosen from, by kind and
 # column tiles; the first of equals is taken. Packed weights that are gates and ups need an even number of row tiles.
