@@ -9,6 +9,7 @@ device. A prefill is the call of the session, from lists of token ids to the las
 from __future__ import annotations
 
 import datetime
+import gc
 import statistics
 import tempfile
 import time
@@ -322,6 +323,7 @@ class _Run:
     @contextmanager
     def _one(self, case: _Case) -> Iterator[Callable[[float, int], None]]:
         """Takes the time and the bytes of a case; notes one that does not fit the device's memory, and goes on."""
+        gc.collect()  # caches of Hugging Face's that hold each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         try:
