@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +110,7 @@ def test_fp16_of_a_7b_is_refused_with_the_figures_and_the_way_out(
 ) -> None:
     """Nothing is named: the sizes of the original's own default."""
     monkeypatch.setattr(needs, "available_bytes", lambda: 13_000_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000_000_000))
     told = refused("build", "--dtype", "float16", "--output_dir", tmp_path / "engine")
     assert "a build of 14.6 GB of weights (at its peak TensorRT's builder) needs about 16.5 GB of memory" in told
     assert "and 13.0 GB are available; what fits: --weights int4 (" in told
