@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.evaluation.small_gpu_model import SMALL
-from workbench.backends.kernels.decode_shape import StepTuning
 from workbench.backends.kernels.decode_step import MOST_STAMPS, can_run_on, source
 from workbench.evaluation import kernel_trace
 from workbench.evaluation.kernel_trace import ATTENTION_STAMPS, HEAD_STAMPS, main, spans, traced
@@ -75,7 +74,3 @@ def test_a_traced_kernel_leaves_times_that_grow() -> None:
     assert found is not None
     assert all(span.least >= 0 and span.most < 10**7 for span in found)
     assert traced(SMALL, "float16", 8, 20) is None
-
-
-def test_a_kernel_without_stamps_has_none_to_give() -> None:
-    assert StepTuning().traced_layer == -1

@@ -29,6 +29,16 @@ def test_both_starts_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert lines[0].startswith("first start: imports 3.0")
 
 
+def test_a_failed_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(*_: object) -> Start:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(second_start, "require_gpu", lambda _: None)
+    monkeypatch.setattr(second_start, "started", failing)
+    assert main([]) == 1
+    assert capsys.readouterr().err == "error: the first start failed: out of memory\n"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_a_start_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="no CUDA GPU"):

@@ -21,7 +21,9 @@ from workbench.model.config import ModelConfig
 from workbench.model.weights import LinearWeight
 from workbench.progress import ProgressEvent, Reporter, silent
 
-FEW_ROWS = 8  # up to here our kernel multiplies every weight type; beyond, each type has its own way
+# Up to here choices of the skinny kernel are measured: 2 to 8 rows share one, also where ``wide_gemm`` takes most of
+# them. Beyond, each weight type has its own way.
+FEW_ROWS = 8
 DEFAULT_BATCHES = (1, 8, 16, 32, 64)
 DEVICE = "cuda"
 PRODUCTS = ("qkv", "o", "gate_up", "down")

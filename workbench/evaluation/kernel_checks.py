@@ -118,6 +118,7 @@ def quick_models() -> Iterator[tuple[ModelConfig, str, int]]:
     yield from itertools.product([replace(GROUPED, num_layers=1)], ("float16", "w8a8+kv8"), (1,))
     # Batches whose step is prepared for more rows than their limits allow.
     yield from ((replace(SIZES, num_layers=1), mode, batch) for mode, batch in (("int8", 3), ("int4", 5)))
+    yield SIZES, "int4", 1  # a layer after another
 
 
 def product_checks(kind: str, how: WeightQuantization | None, shape: tuple[int, int]) -> Iterator[Check]:

@@ -3,7 +3,9 @@
     python -m workbench.evaluation.kernel_trace [--modes int4] [--batches 1 8] [--context 128] [--preset internlm-7b]
 
 Every block's first thread notes the clock where a part of its work ends; printed are the mean, least and most over the
-blocks. Blocks wait for each other in "join", so what one block does longer, the others spend there.
+blocks. A product whose sums do not fit at once goes in rounds: what lies between the first round's x and the last
+round's multiplication counts as "products". Blocks wait for each other in "join", so what one block does longer, the
+others spend there.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def first_tokens(preset: str, mode: str, tokens: int, began: float) -> Start:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print both starts; 2 without a GPU."""
+    """Print both starts; 1 if one fails, 2 without a GPU."""
     parser = argparse.ArgumentParser(
         prog="python -m workbench.evaluation.second_start",
         description=__doc__,
@@ -95,7 +95,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print(json.dumps(asdict(first_tokens(args.preset, args.mode, args.tokens, args.child))))
         return 0
     for name in ("first", "second"):
-        start = started(args.preset, args.mode, args.tokens)
+        try:
+            start = started(args.preset, args.mode, args.tokens)
+        except RuntimeError as error:
+            print(f"error: the {name} start failed: {error}", file=sys.stderr)
+            return 1
         parts = f"imports {start.imported:.1f}, weights packed {start.opened:.1f}"
         print(f"{name} start: {parts}, first token {start.first_token:.1f}, second token {start.second_token:.1f} s")
     return 0

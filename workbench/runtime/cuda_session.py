@@ -47,7 +47,8 @@ class CudaOptions:
         limits: longest prompt, output and largest batch. The cache grows up to them.
         device: a CUDA device.
         graphs: replay decoding as a CUDA graph; without, every kernel is launched on its own.
-        one_kernel: decode up to 8 rows in one kernel, where model and GPU allow it; without, operation by operation.
+        one_kernel: decode few rows in one kernel, where model and GPU allow it and it is faster (``MOST_ROWS``);
+            without, operation by operation.
             By default where this state of the kernel was compared on a GPU.
     """
 

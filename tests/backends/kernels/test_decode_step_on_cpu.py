@@ -157,3 +157,8 @@ def test_w8a8_is_exact_where_its_inputs_are() -> None:
 def test_long_products_go_through_k_in_segments(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_shape, "ROWS_BYTES", case.rows_bytes)
     assert 2 * segment(_pair(case).step.shape) < LONG["intermediate"]
+
+
+def test_a_kernel_without_timestamps_has_none_to_give() -> None:
+    with pytest.raises(RuntimeError, match="a kernel without timestamps"):
+        _pair(CASES[0]).step.stamps()

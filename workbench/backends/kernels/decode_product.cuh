@@ -176,7 +176,7 @@ struct Consumer {
                     if (residual) hold_residual(residual, base, end);
                     group_copies();
                 }
-                if (next == 1) STAMP(stamp);
+                if (next == 1 && base == share.begin) STAMP(stamp);
                 if (next) add_units<K>(shape, base, end, next - 1);
             }
             STAMP(stamp + 1);

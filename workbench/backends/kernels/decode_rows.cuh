@@ -12,7 +12,7 @@ __device__ __forceinline__ float warp_largest(float value) {
     return value;
 }
 
-// Consumer warps divide the rows of x among them: 8 / NB warps to a row.
+// Consumer warps divide the rows of x among them.
 constexpr int ROW_WARPS = CONSUMERS / NB, ROW_THREADS = ROW_WARPS * 32;
 
 template <bool LARGEST>

@@ -12,7 +12,7 @@ from workbench.backends.kernels.skinny_gemm import STEP, TILED, Kind
 
 CHUNK_STEPS = 16
 ROWS_BYTES = 72 << 10  # of shared memory for rows of x, unless the rows of the widest norm need more
-MOST_QUERIES = {False: 2, True: 2}  # heads that attend together with a float16 and an INT8 cache: registers
+MOST_QUERIES = 2  # heads that attend together: registers
 CONSUMER_WARPS = 16
 TILE_STEP_BYTES, PAIRS_BYTES, PADDING = 1024, 32, 64
 FEWER_UNITS, FEWEST_STAGES, ENOUGH_STAGES = (4, 2), 3, 4
@@ -49,7 +49,7 @@ class StepShape:
     def queries(self) -> int:
         """Heads of a group that attend together."""
         group = self.heads // self.kv_heads
-        return max(n for n in range(1, MOST_QUERIES[self.int8_cache] + 1) if group % n == 0)
+        return max(n for n in range(1, MOST_QUERIES + 1) if group % n == 0)
 
     @property
     def parts(self) -> int:
