@@ -38,9 +38,9 @@ class PackingOps(TritonOps):
 
 
 @functools.cache
-def _compiled(choices: tuple[str, ...]) -> CpuKernel:
+def compiled(choices: tuple[str, ...], races: bool) -> CpuKernel:
     shared = next(int(choice.split("=")[1]) for choice in choices if choice.startswith("-DMAX_SHARED="))
-    return compile_kernels(source(), choices, ["decode_step"], "Step", shared)["decode_step"]
+    return compile_kernels(source(), choices, ["decode_step"], "Step", shared, races=races)["decode_step"]
 
 
 @dataclass
@@ -66,9 +66,10 @@ def pair_of(
     lengths: list[int],
     tuning: StepTuning,
     blocks: int,
-    shared_bytes: int = SHARED_BYTES,
+    *,
+    races: bool = False,
 ) -> Pair:
-    """Prompts of these lengths, then the kernel as so many blocks."""
+    """Prompts of these lengths, then the kernel as so many blocks; where asked to, it raises where it races."""
     plain = TorchSession(config, weights, SessionOptions(HALF, "torch", LIMITS))
     generator = torch.Generator().manual_seed(len(lengths))
     prompts = [torch.randint(0, config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
@@ -82,10 +83,10 @@ def pair_of(
     kernels: list[CpuKernel] = []
 
     def kernel(choices: tuple[str, ...]) -> Callable[[Launch, ctypes.Structure], None]:
-        kernels.append(_compiled(choices))
+        kernels.append(compiled(choices, races))
         return kernels[-1]
 
-    machine = Machine(blocks, shared_bytes, kernel)
+    machine = Machine(blocks, SHARED_BYTES, kernel)
     start = torch.tensor(lengths, dtype=torch.int32)
     return Pair(plain, DecodeStep(model, logits.argmax(-1), start, tuning, machine), caches, kernels[-1])
 

@@ -5,8 +5,8 @@
 // same seed shows it again. Asynchronous copies are done as late as somebody waits for them, or at a random time before.
 // Shared memory begins as NaN (all bits one). Where nobody can go on, the launch ends and says who waits for what.
 //
-// Between two waits a fiber is alone: races of plain loads and stores show only as far as an order of fibers shows them,
-// and memory is sequentially consistent. Weaker orders than that are not shown.
+// Between two waits a fiber is alone, and memory is sequentially consistent: what shows in results is what some order of
+// fibers shows. Compiled with RACES, accesses that nothing orders are reported whatever the order was: races.hpp.
 #pragma once
 
 #include <setjmp.h>
@@ -20,6 +20,8 @@
 
 #include <string>
 #include <vector>
+
+#include "races.hpp"
 
 extern "C" char __start_shared_memory[], __stop_shared_memory[];
 
@@ -39,6 +41,7 @@ struct Copy {
     bool early;          // the source was read when the copy was asked for
     char bytes[16];
     int group = 0;
+    races::Stamp stamp = {};  // of an arrival
 };
 
 enum Wait { READY, NAMED, MBARRIER, LANES, VALUE, OVER };
@@ -55,6 +58,7 @@ struct Fiber {
     uint32_t lane[LANE_WORDS];  // operands of a warp's operation, then its results
     std::vector<Copy> copies;
     int group = 0;              // of the copies that it asks for now
+    races::Thread clock;
     jmp_buf context;
     ucontext_t first;
 };
@@ -80,6 +84,8 @@ struct Block {
     Named named[NAMED_BARRIERS];
     std::vector<Warp> warps;
     std::vector<char> shared;  // while another block runs
+    races::Words accesses;     // to its shared memory
+    std::unordered_map<uint32_t, races::Phase> phases;
     char* stacks;
 };
 
@@ -96,6 +102,7 @@ struct Launch {
     const void* argument;
     Index grid, threads;
     int64_t clock = 0;
+    races::State races;
 
     uint32_t draw(uint32_t below) {
         random ^= random << 13, random ^= random >> 7, random ^= random << 17;
@@ -121,8 +128,10 @@ inline T taken(std::vector<T>& all, size_t which) {
 }
 
 __attribute__((noinline)) static void leave() {
+    const volatile int quiet = races::quiet;
     asm volatile("" ::: "memory");
     if (!_setjmp(now->fiber->context)) _longjmp(now->scheduler, 1);
+    races::quiet = quiet;
     asm volatile("" ::: "memory");
 }
 
@@ -163,6 +172,7 @@ inline void let_others() {
 
 // Where blocks say something to each other, others often run first.
 inline void let_other_blocks() {
+    races::Quiet here;
     now->leaves_block = now->draw(2);
     let_others();
 }
@@ -170,6 +180,7 @@ inline void let_other_blocks() {
 // ---- Barriers
 
 inline void meet(int barrier, int threads) {
+    races::Quiet here;
     Block* b = now->block;
     if (barrier < 0 || barrier >= NAMED_BARRIERS) fail("there is no barrier %d", barrier);
     Named& n = b->named[barrier];
@@ -177,8 +188,10 @@ inline void meet(int barrier, int threads) {
     n.expected = threads;
     if (++n.arrived < threads) return sleep(NAMED, barrier);
     n.arrived = 0;
+    std::vector<races::Thread*> met = {&now->fiber->clock};
     for (Fiber& f : b->fibers)
-        if (f.wait == NAMED && f.place == (uint64_t)barrier) wake(&f);
+        if (f.wait == NAMED && f.place == (uint64_t)barrier) wake(&f), met.push_back(&f.clock);
+    races::order(met);
     let_others();
 }
 
@@ -196,19 +209,26 @@ static_assert(sizeof(MBarrier) == 8, "");
 
 inline MBarrier* mbarrier(uint32_t address) { return (MBarrier*)at_shared(address, 8); }
 
-inline void arrive(Block* b, uint32_t address) {
+inline void arrive(Block* b, uint32_t address, const races::Stamp& stamp) {
+    races::Quiet here;
     MBarrier* m = mbarrier(address);
     if (m->missing == 0 || m->missing > m->count || m->count > 1 << 20) fail("an arrival at shared address %u, which is no mbarrier or has enough", address);
+    races::Phase& phase = b->phases[address];
+    phase.arrive(stamp);
     if (--m->missing) return;
+    phase.complete();
     m->missing = m->count, m->parity ^= 1;
     for (Fiber& f : b->fibers)
         if (f.wait == MBARRIER && f.place == address && f.seen != m->parity) wake(&f);
 }
 
 inline void wait_mbarrier(uint32_t address, uint32_t parity) {
-    if (mbarrier(address)->parity != (parity & 1)) return;
-    now->fiber->seen = parity & 1;
-    sleep(MBARRIER, address);
+    races::Quiet here;
+    if (mbarrier(address)->parity == (parity & 1)) {
+        now->fiber->seen = parity & 1;
+        sleep(MBARRIER, address);
+    }
+    races::acquire(now->block->phases[address].passed);
 }
 
 // ---- Asynchronous copies
@@ -220,22 +240,35 @@ inline void do_copies(Fiber* f, bool all) {
     while (done < f->copies.size() && (all || !arrived)) {
         const Copy& c = f->copies[done++];
         if (c.to) memcpy(c.to, c.early ? c.bytes : c.from, 16);
-        else arrive(f->block, c.barrier), arrived = true;
+        else arrive(f->block, c.barrier, c.stamp), arrived = true;
     }
     f->copies.erase(f->copies.begin(), f->copies.begin() + done);
 }
 
-inline void copy_async(uint32_t to, const void* from) {
+inline void copy_async(uint32_t to, const void* from, const void* caller) {
+    races::Quiet here;
     if ((uintptr_t)from % 16) fail("a copy from an address that is no multiple of 16");
     Copy c = {at_shared(to, 16), (const char*)from, 0, now->draw(2) == 0, {}, now->fiber->group};
     if (c.early) memcpy(c.bytes, from, 16);
+    races::copied(c.to, c.from, caller, c.group);
     now->fiber->copies.push_back(c);
 }
 
-inline void arrive_when_copied(uint32_t barrier) { now->fiber->copies.push_back({nullptr, nullptr, barrier, false, {}, now->fiber->group}); }
+inline void arrive_when_copied(uint32_t barrier) {
+    races::Quiet here;
+    now->fiber->copies.push_back({nullptr, nullptr, barrier, false, {}, now->fiber->group, races::copies_arrival()});
+}
+
+inline void wait_copies() {
+    races::Quiet here;
+    do_copies(now->fiber, true);
+    races::waited(now->fiber->group + 1);
+}
 
 // Those of all groups but the newest ``later`` closed ones and the open one.
 inline void do_groups(Fiber* f, int later) {
+    races::Quiet here;
+    races::waited(f->group - later);
     size_t count = 0;
     while (count < f->copies.size() && f->copies[count].group < f->group - later) count++;
     std::vector<Copy> rest(f->copies.begin() + count, f->copies.end());
@@ -249,6 +282,7 @@ inline void do_groups(Fiber* f, int later) {
 // Every lane's operands are there, ``compute(lanes)`` turns them into results, every lane goes on with its own.
 template <class Compute>
 inline void together(uint64_t operation, Compute compute) {
+    races::Quiet here;
     Fiber* f = now->fiber;
     Block* b = now->block;
     const int first = f->thread / WARP * WARP;
@@ -265,6 +299,13 @@ inline void together(uint64_t operation, Compute compute) {
     let_others();
 }
 
+// What the lanes of a warp wrote before is there for all of them: other operations of a warp promise nothing of memory.
+inline void order_lanes(Fiber* lanes) {
+    std::vector<races::Thread*> met;
+    for (int i = 0; i < WARP; i++) met.push_back(&lanes[i].clock);
+    races::order(met);
+}
+
 constexpr uint64_t named(const char* text) {
     uint64_t value = 0;
     for (int i = 0; i < 8 && text[i]; i++) value |= (uint64_t)(unsigned char)text[i] << (8 * i);
@@ -274,16 +315,19 @@ constexpr uint64_t named(const char* text) {
 // ---- Memory between blocks
 
 inline void changed(const void* address) {
+    races::Quiet here;
     for (Block* b : now->blocks)
         for (Fiber& f : b->fibers)
             if (f.wait == VALUE && f.place == (uint64_t)(uintptr_t)address) wake(&f);
 }
 
 // A load in a waiting loop: asked for the same value once more, the fiber sleeps until it has changed.
-inline uint32_t poll(const uint32_t* address) {
+inline uint32_t poll(const uint32_t* address, const void* caller) {
+    races::Quiet here;
     Fiber* f = now->fiber;
     while (f->polled == address && f->seen == *address) sleep(VALUE, (uint64_t)(uintptr_t)address);
     f->polled = address, f->seen = *address;
+    races::atomic(address, 4, races::READ, false, true, caller);
     return f->seen;
 }
 
@@ -295,7 +339,9 @@ struct Position {
 static Position position;
 
 static void enter() {
+    races::quiet = 0;
     now->kernel(now->argument);
+    races::quiet = 1;
     now->fiber->wait = OVER;
     do_copies(now->fiber, true);
     leave();
@@ -311,11 +357,13 @@ inline void put_in_place(Block* b) {
 __attribute__((noinline)) static void run(Fiber* f) {
     now->fiber = f;
     position = {{(unsigned)f->thread, 0, 0}, f->block->index};
+    races::go_on(&f->clock, &f->block->accesses, f->block->stacks + f->thread * STACK_BYTES, STACK_BYTES);
     if (!_setjmp(now->scheduler)) {
         if (f->started) _longjmp(f->context, 1);
         f->started = true;
         setcontext(&f->first);
     }
+    races::quiet = 1;
     now->fiber = nullptr;
 }
 
@@ -333,6 +381,7 @@ inline Block* make_block(Index index, int threads) {
     for (int i = 0; i < threads; i++) {
         Fiber& f = b->fibers[i];
         f.block = b, f.thread = i;
+        f.clock.id = (index.y * now->grid.x + index.x) * threads + i;
         getcontext(&f.first);
         f.first.uc_stack.ss_sp = b->stacks + i * STACK_BYTES, f.first.uc_stack.ss_size = STACK_BYTES, f.first.uc_link = nullptr;
         makecontext(&f.first, enter, 0);
@@ -346,6 +395,7 @@ inline void end_block(Block* b) {
     if (now->block == b) now->block = nullptr;
     for (size_t i = 0; i < now->blocks.size(); i++)
         if (now->blocks[i] == b) taken(now->blocks, i);
+    races::forget(b->accesses);
     delete b;
 }
 
@@ -468,6 +518,7 @@ inline std::string launch(void (*kernel)(const void*), const void* argument, Ind
     launch.kernel = kernel, launch.argument = argument, launch.grid = grid, launch.threads = {(unsigned)threads, 1, 1};
     launch.random = seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
     for (int i = 0; i < 8; i++) launch.draw(2);
+    races::begin(launch.races, grid.x * grid.y * threads, threads, shared_begin(), shared_size());
     std::vector<Index> left;
     for (unsigned y = 0; y < grid.y; y++)
         for (unsigned x = 0; x < grid.x; x++) left.push_back({x, y, 0});
@@ -479,7 +530,7 @@ inline std::string launch(void (*kernel)(const void*), const void* argument, Ind
     }
     while (!launch.blocks.empty()) end_block(launch.blocks.back());
     now = nullptr;
-    return launch.error;
+    return races::found(launch.races) + launch.error;
 }
 
 }  // namespace machine
@@ -489,7 +540,7 @@ inline std::string launch(void (*kernel)(const void*), const void* argument, Ind
 #define __device__
 #define __global__
 #define __constant__
-#define __forceinline__ inline
+#define __forceinline__ SHOWN_WHERE_CALLED
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static __attribute__((section("shared_memory"), used))

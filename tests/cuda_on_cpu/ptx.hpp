@@ -17,6 +17,14 @@ inline T bits_of(const void* from) {
     return value;
 }
 
+// A load that is seen as one of this kind.
+template <class T>
+SHOWN_WHERE_CALLED T load_as(const void* from, int kind) {
+    races::touch(from, sizeof(T), kind, races::pc_here());
+    races::Quiet here;
+    return bits_of<T>(from);
+}
+
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline u32 __float_as_uint(float value) { return bits_of<u32>(&value); }
@@ -28,21 +36,26 @@ inline float __fsqrt_rn(float value) { return sqrtf(value); }
 inline float __expf(float value) { return expf(value); }
 inline int __float2int_rn(float value) { return (int)nearbyintf(value); }
 template <class T>
-inline T __ldg(const T* p) { return *p; }
+SHOWN_WHERE_CALLED T __ldg(const T* p) {
+    return load_as<T>(p, races::READ | races::STREAM);
+}
 template <class T>
-inline T __ldcg(const T* p) { return *p; }
+SHOWN_WHERE_CALLED T __ldcg(const T* p) {
+    return load_as<T>(p, races::READ);
+}
 inline i64 clock64() { return ++machine::now->clock; }
 [[noreturn]] inline void __trap() {
     machine::fail("trap");
     __builtin_unreachable();
 }
-inline void __threadfence() {}
+inline void __threadfence() { races::fence(); }
 inline void __syncthreads() { machine::meet(0, machine::now->threads.x); }
-inline void __syncwarp() { machine::together(machine::named("syncwarp"), [](machine::Fiber*) {}); }
+inline void __syncwarp() { machine::together(machine::named("syncwarp"), machine::order_lanes); }
 
 template <class T>
 inline T __shfl_xor_sync(unsigned, T value, int offset) {
     static_assert(sizeof(T) <= 8, "");
+    races::Quiet here;
     memcpy(machine::now->fiber->lane, &value, sizeof value);
     machine::together(machine::named("shfl") + ((u64)offset << 40) + ((u64)sizeof(T) << 48), [offset](machine::Fiber* lanes) {
         T held[machine::WARP];
@@ -53,7 +66,9 @@ inline T __shfl_xor_sync(unsigned, T value, int offset) {
 }
 
 template <class T>
-inline T atomicMax(T* at, T value) {
+SHOWN_WHERE_CALLED T atomicMax(T* at, T value) {
+    races::atomic(at, sizeof(T), races::WRITE, false, false, races::pc_here());
+    races::Quiet here;
     const T old = *at;
     if (value > old) *at = value;
     machine::changed(at);
@@ -61,13 +76,17 @@ inline T atomicMax(T* at, T value) {
 }
 
 template <class T>
-inline T atomicAdd(T* at, T value) {
+SHOWN_WHERE_CALLED T added(T* at, T value, bool releases, bool acquires) {
+    races::atomic(at, sizeof(T), races::WRITE, releases, acquires, races::pc_here());
+    races::Quiet here;
     const T old = *at;
     *at = old + value;
     machine::changed(at);
     machine::let_other_blocks();
     return old;
 }
+template <class T>
+SHOWN_WHERE_CALLED T atomicAdd(T* at, T value) { return added(at, value, false, false); }
 
 // ---- Memory
 
@@ -77,19 +96,19 @@ inline u32 shared_address(const void* p) {
     return (u32)(at - machine::shared_begin());
 }
 
-inline uint4 load_aligned(const void* p) {
+SHOWN_WHERE_CALLED uint4 load_aligned(const void* p, int kind) {
     if ((uintptr_t)p % 16) machine::fail("16 bytes from an address that is no multiple of 16");
-    return bits_of<uint4>(p);
+    return load_as<uint4>(p, kind);
 }
 
-inline uint4 load_stream(const uint4* p) { return load_aligned(p); }
-inline uint4 load_shared(u32 at) { return load_aligned(machine::at_shared(at, 16)); }
-inline u32 load_shared_word(u32 at) { return bits_of<u32>(machine::at_shared(at, 4)); }
-inline uint4 load_fresh(const void* p) { return load_aligned(p); }
-inline float load_fresh(const float* p) { return *p; }
+SHOWN_WHERE_CALLED uint4 load_stream(const uint4* p) { return load_aligned(p, races::READ | races::STREAM); }
+SHOWN_WHERE_CALLED uint4 load_shared(u32 at) { return load_aligned(machine::at_shared(at, 16), races::READ); }
+SHOWN_WHERE_CALLED u32 load_shared_word(u32 at) { return load_as<u32>(machine::at_shared(at, 4), races::READ); }
+SHOWN_WHERE_CALLED uint4 load_fresh(const void* p) { return load_aligned(p, races::READ); }
+SHOWN_WHERE_CALLED float load_fresh(const float* p) { return load_as<float>(p, races::READ); }
 inline void prefetch_l2(const void*) {}
-inline void copy_async(u32 to, const void* from) { machine::copy_async(to, from); }
-inline void wait_copies() { machine::do_copies(machine::now->fiber, true); }
+SHOWN_WHERE_CALLED void copy_async(u32 to, const void* from) { machine::copy_async(to, from, races::pc_here()); }
+inline void wait_copies() { machine::wait_copies(); }
 inline void group_copies() { machine::now->fiber->group++; }
 template <int LATER>
 inline void wait_groups() { machine::do_groups(machine::now->fiber, LATER); }
@@ -99,17 +118,33 @@ inline void wait_groups() { machine::do_groups(machine::now->fiber, LATER); }
 inline int thread_here() { return (int)machine::position.thread.x; }
 template <int THREADS>
 inline void meet(int barrier) { machine::meet(barrier, THREADS); }
-inline void init_barrier(u64* barrier, u32 count) { *machine::mbarrier(shared_address(barrier)) = {count, 0, count}; }
-inline bool has_passed(u32 barrier, u32 phase) {
+SHOWN_WHERE_CALLED void init_barrier(u64* barrier, u32 count) {
+    races::touch(barrier, 8, races::WRITE, races::pc_here());
+    races::Quiet here;
+    *machine::mbarrier(shared_address(barrier)) = {count, 0, count};
+}
+// Operations on an mbarrier are atomic; what they say of its memory matters before its beginning only.
+SHOWN_WHERE_CALLED void use_barrier(u32 barrier) {
+    races::touch(machine::at_shared(barrier, 8), 8, races::WRITE | races::ATOMIC, races::pc_here());
+}
+SHOWN_WHERE_CALLED bool has_passed(u32 barrier, u32 phase) {
+    use_barrier(barrier);
     machine::wait_mbarrier(barrier, phase);
     return true;
 }
-inline void arrive(u32 barrier) { machine::arrive(machine::now->block, barrier); }
-inline void arrive_when_copied(u32 barrier) { machine::arrive_when_copied(barrier); }
-inline void add_release(u32* counter, u32 value) { atomicAdd(counter, value); }
-inline u32 load_acquire(const u32* counter) { return machine::poll(counter); }
-inline u32 take_ticket(u32* counter) { return atomicAdd(counter, 1u); }
-inline void raise(u32* to, u32 value) { atomicMax(to, value); }
+SHOWN_WHERE_CALLED void arrive(u32 barrier) {
+    use_barrier(barrier);
+    races::Quiet here;
+    machine::arrive(machine::now->block, barrier, races::arrival());
+}
+SHOWN_WHERE_CALLED void arrive_when_copied(u32 barrier) {
+    use_barrier(barrier);
+    machine::arrive_when_copied(barrier);
+}
+SHOWN_WHERE_CALLED void add_release(u32* counter, u32 value) { added(counter, value, true, false); }
+SHOWN_WHERE_CALLED u32 load_acquire(const u32* counter) { return machine::poll(counter, races::pc_here()); }
+SHOWN_WHERE_CALLED u32 take_ticket(u32* counter) { return added(counter, 1u, true, true); }
+SHOWN_WHERE_CALLED void raise(u32* to, u32 value) { atomicMax(to, value); }
 inline void wait_for_previous_kernel() {}
 inline void start_next_kernel() {}
 
@@ -123,6 +158,7 @@ inline u16 bits_of_half(_Float16 value) { return bits_of<u16>(&value); }
 
 inline float half_to_float(u16 h) {
     static float* table = nullptr;
+    races::Quiet here;
     if (!table) {
         table = new float[1 << 16];
         for (u32 i = 0; i < 1 << 16; i++) table[i] = (float)half_of(i);
@@ -186,6 +222,7 @@ inline void multiply_tiles(machine::Fiber* lanes, Value value) {
 
 template <class Sum, class Compute>
 inline void multiply_with_warp(const char* name, Sum* c, const u32 (&operand)[6], Compute compute) {
+    races::Quiet here;
     u32* lane = machine::now->fiber->lane;
     memcpy(lane, c, 16), memcpy(lane + 4, operand, 24);
     machine::together(machine::named(name), compute);

@@ -64,7 +64,7 @@ extern "C" __global__ void grid(const Argument a) {
     __shared__ int own;
     if (threadIdx.x == 0) own = blockIdx.x + 1;
     __syncthreads();
-    a.out[gridDim.x + blockIdx.x] = own;
+    if (threadIdx.x == 63) a.out[gridDim.x + blockIdx.x] = own;
     __syncthreads();
     if (threadIdx.x == 0) {
         add_release(a.counter, 1);

@@ -11,17 +11,19 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs triton")
 
+from tests.cuda_on_cpu import cpu_steps
 from tests.cuda_on_cpu.cpu_steps import HALF, Pair, pair_of
-from tests.cuda_on_cpu.cuda_on_cpu import needs_compiler
+from tests.cuda_on_cpu.cuda_on_cpu import RaceError, needs_compiler
 from tests.runtime.small_models import random_linear, random_weights, small_config
 from tests.tolerances import TOLERANCE, relative_l2
-from workbench.backends.kernels import decode_shape
+from workbench.backends.kernels import decode_shape, decode_step
 from workbench.backends.kernels.decode_shape import StepTuning, segment
 from workbench.backends.kernels.decode_step import ROWS
 from workbench.model.weights import KVScales, LayerWeights, ModelWeights
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 SEEDS = (1, 2)
+BARRIER = "    consumers_meet();\n    if (here % 32 == 0) warp_values[warp] = value;\n"  # of row_reduced()
 LONG = {"intermediate": 5120}
 LINEARS = ("qkv", "o", "gate_up", "down")
 EIGHT = [9, 3, 1, 40, 30, 20, 11, 10]
@@ -99,11 +101,26 @@ def _layer(case: Case, kind: str, index: int, given: LayerWeights) -> LayerWeigh
     return replace(given, **linears)
 
 
-def _pair(case: Case) -> Pair:
+def _pair(case: Case, *, races: bool = False) -> Pair:
     config = replace(small_config(case.kv_heads, **case.sizes), num_layers=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode_shape, "ROWS_BYTES", case.rows_bytes)
-        return pair_of(config, _weights(case), case.lengths, case.tuning, case.blocks)
+        return pair_of(config, _weights(case), case.lengths, case.tuning, case.blocks, races=races)
+
+
+RACED = [
+    Case("int8", EIGHT[:4], StepTuning(stages=5), blocks=3),
+    Case("int4_128", EIGHT, StepTuning(stages=4, units=3), sizes={"intermediate": 352}),
+    Case("w8a8", [9], StepTuning(stages=4), blocks=3, kv_heads=2, int8_cache=True),
+    Case("w8a8", EIGHT, StepTuning(stages=4), kv_heads=2, int8_cache=True),
+    # More blocks than units of attention: all warps of a block take one together.
+    Case("w8a8", [37], StepTuning(stages=4, splits=3, split_rows=8), blocks=14, kv_heads=2, int8_cache=True),
+]
+QUICK = [CASES[1], CASES[13], RACED[1]]  # they go through all parts of the kernel
+
+
+def _raced(case: Case) -> Any:
+    return pytest.param(case, id=case.name, marks=[] if case in QUICK else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -162,3 +179,26 @@ def test_long_products_go_through_k_in_segments(case: Case, monkeypatch: pytest.
 def test_a_kernel_without_timestamps_has_none_to_give() -> None:
     with pytest.raises(RuntimeError, match="a kernel without timestamps"):
         _pair(CASES[0]).step.stamps()
+
+
+@pytest.mark.parametrize("case", [_raced(case) for case in CASES + RACED])
+@torch.inference_mode()
+def test_no_two_threads_race(case: Case) -> None:
+    pair = _pair(case, races=True)
+    pair.run(SEEDS[0])  # raises RaceError
+    assert not pair.step.logits.isnan().any()
+
+
+@torch.inference_mode()
+def test_a_barrier_less_is_a_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    def source() -> str:
+        text = decode_step.source()
+        assert text.count(BARRIER) == 1
+        return text.replace(BARRIER, BARRIER.replace("consumers_meet();", ""))
+
+    monkeypatch.setattr(cpu_steps, "source", source)
+    cpu_steps.compiled.cache_clear()
+    with pytest.raises(RaceError) as caught:
+        _pair(Case("w8a8", [9], StepTuning(stages=5), kv_heads=8), races=True).run(SEEDS[0])
+    cpu_steps.compiled.cache_clear()
+    assert all("decode_rows.cuh:" in race.before and "decode_rows.cuh:" in race.after for race in caught.value.races)

@@ -48,14 +48,14 @@ class _Both:
 
 
 @functools.cache
-def _kernel(options: tuple[str, ...], name: str, _: int) -> _Both:
+def _kernel(options: tuple[str, ...], name: str, _: int, *, races: bool = False) -> _Both:
     names = ["skinny_gemm", "expand"] if {"-DKIND=1", "-DKIND=2"} & set(options) else ["skinny_gemm"]
-    return _Both(_compiled(options, tuple(names))[name])
+    return _Both(_compiled(options, tuple(names), races=races)[name])
 
 
 @functools.cache
-def _compiled(options: tuple[str, ...], names: tuple[str, ...]) -> dict[str, CpuKernel]:
-    return compile_kernels(skinny_gemm.source(), options, names, "Problem", SHARED_BYTES)
+def _compiled(options: tuple[str, ...], names: tuple[str, ...], *, races: bool) -> dict[str, CpuKernel]:
+    return compile_kernels(skinny_gemm.source(), options, names, "Problem", SHARED_BYTES, races=races)
 
 
 def _run(weight: LinearWeight, x: Tensor, tiles: Tiles, *, glu: bool = False) -> Tensor:
@@ -134,3 +134,39 @@ def test_expanded_weights_are_the_oracles(kind: str) -> None:
         weight = make_weight(kind, rows, k, bias=False)
         expected = TorchOps(HALF).linear(torch.eye(k, dtype=HALF), weight, "").T
         assert torch.equal(SkinnyLinear(weight, CPU).expanded(), expected)
+
+
+@pytest.fixture
+def told_of_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skinny_gemm, "_kernel", functools.partial(_kernel, races=True))
+
+
+RACED = [(kind, tiles) for kind in KINDS for tiles in CHOICES[kind]]
+QUICK = [("dense", CHOICES["dense"][0])]
+
+
+@pytest.mark.usefixtures("on_cpu", "told_of_races")
+@pytest.mark.parametrize(
+    ("kind", "tiles"), [pytest.param(*one, marks=[] if one in QUICK else pytest.mark.slow) for one in RACED]
+)
+def test_no_two_threads_race(kind: str, tiles: Tiles) -> None:
+    for columns in (1, 3, 17):
+        assert not _run(make_weight(kind, 104, 352), _x(columns, 352), tiles).isnan().any()
+    if kind in ("int8", "int4_128"):
+        SkinnyLinear(make_weight(kind, 72, 352, bias=False), CPU).expanded()
+
+
+@pytest.mark.usefixtures("on_cpu", "told_of_races")
+@pytest.mark.parametrize("kind", ["w8a8", pytest.param("dense", marks=pytest.mark.slow)])
+def test_no_two_threads_race_where_a_norm_is_taken_along(kind: str) -> None:
+    x = _x(1, 608)
+    norm = NormInput(x, x + 1, torch.empty_like(x), x[0], 1e-6)
+    SkinnyLinear(make_weight(kind, 104, 608), CPU)(norm, Tiles(1, 2, 2, 1, 2))
+    assert torch.equal(norm.summed, x + (x + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu", "told_of_races")
+@pytest.mark.parametrize(("kind", "tiles"), [("dense", Tiles(2, 2, 2, 1, 2)), ("int4_128", Tiles(2, 1, 4, 1))])
+def test_no_two_threads_race_where_gate_and_up_go_through_swiglu(kind: str, tiles: Tiles) -> None:
+    assert not _run(make_weight(kind, 224, 576), _x(5, 576), tiles, glu=True).isnan().any()
