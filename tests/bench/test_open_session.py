@@ -131,7 +131,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     module = SimpleNamespace(CudaSession=SimpleNamespace(open=of))
     monkeypatch.setitem(sys.modules, "workbench.runtime.cuda_session", module)
-    monkeypatch.setattr("workbench.backends.kernels.require_gpu", lambda _: None)
+    monkeypatch.setattr("workbench.backends.kernels.require_gpu", lambda *_, **__: None)
     monkeypatch.setattr("workbench.evaluation.memory.free_bytes", lambda _: 1e9)
     return opened
 

@@ -88,7 +88,7 @@ def test_flags_of_the_gpu_without_one_are_refused_before_anything_is_timed(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     told = refused("benchmark", "--preset", "internlm-7b", *flags)
-    assert "a benchmark with random weights, but torch finds no CUDA GPU; use the CPU, or a machine with a GPU" in told
+    assert "a benchmark with random weights, but torch finds no CUDA GPU; give --threads to time it on the CPU" in told
 
 
 @pytest.mark.parametrize("flags", [("--preset", "internlm-7b"), ("--n_layer", "2"), ("--n_layer", "2", "--dummy")])
@@ -132,7 +132,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return result
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("workbench.backends.kernels.require_gpu", lambda _: None)
+    monkeypatch.setattr("workbench.backends.kernels.require_gpu", lambda *_, **__: None)
     monkeypatch.setattr(gpu_benchmark, "gpu_benchmark", timed)
     return asked
 

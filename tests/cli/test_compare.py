@@ -57,7 +57,7 @@ def test_another_model_fails_the_gate(
     result = result_of(*words, exit_code=1)
     assert result["summary"]["same_model"] is False
     assert result["first_divergence"] == "embedding"
-    assert capsys.readouterr().out.endswith("gate 'same model': FAILED\n")
+    assert "gate 'same model': FAILED: cosine p5 is " in capsys.readouterr().out
 
 
 def test_a_text_of_ones_own(

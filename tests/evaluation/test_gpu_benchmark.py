@@ -136,7 +136,7 @@ class _Reference:
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Session, "opened", 0)
     for name, stub in {
-        "require_gpu": lambda _: None,
+        "require_gpu": lambda *_, **__: None,
         "CudaSession": _Session,
         "_decode_ms": _decode,
         "_prefill_ms": lambda *_: 5.0,

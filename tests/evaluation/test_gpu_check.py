@@ -106,7 +106,7 @@ def test_the_report_has_every_part(
     saying: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saying("fine")  # type: ignore[operator]
-    monkeypatch.setattr(gpu_check, "require_gpu", lambda _: None)
+    monkeypatch.setattr(gpu_check, "require_gpu", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A GPU")
     assert main(["--parts", "kernels", "tests", "--report", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
@@ -152,7 +152,7 @@ def test_a_report_is_written_whole_or_not_at_all(
     saying("fine")  # type: ignore[operator]
     report = tmp_path / "report.json"
     report.write_text("old")
-    monkeypatch.setattr(gpu_check, "require_gpu", lambda _: None)
+    monkeypatch.setattr(gpu_check, "require_gpu", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A GPU")
     write = Path.write_text
 

@@ -43,7 +43,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[A
         return Tiles(2 if norm else 1, 1, 8, 1), 9.0 if norm and linear.rows == 320 else 4.0 if norm else 5.0
 
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(gpu_tuning, "require_gpu", lambda _: None)
+    monkeypatch.setattr(gpu_tuning, "require_gpu", lambda *_, **__: None)
     monkeypatch.setattr(gpu_tuning, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_tuning, "choose_wide", lambda *_: None)
     monkeypatch.setattr(tuning, "tune", tune)

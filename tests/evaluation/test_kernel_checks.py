@@ -46,7 +46,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("for machines without a GPU, with TRITON_INTERPRET=1")
     let_the_interpreter_count()
     monkeypatch.setattr(kernel_checks, "DEVICE", "cpu")
-    monkeypatch.setattr(cuda_session, "require_gpu", lambda _: None)
+    monkeypatch.setattr(cuda_session, "require_gpu", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -159,7 +159,7 @@ def test_what_a_kernel_left_out_or_missed_fails() -> None:
 def test_a_failure_is_told_and_ends_with_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kernel_checks, "require_gpu", lambda _: None)
+    monkeypatch.setattr(kernel_checks, "require_gpu", lambda *_, **__: None)
     monkeypatch.setattr(kernel_checks, "checks", lambda **_: iter([Check("good", 0.0, 0.1), Check("bad", 0.2, 0.1)]))
     assert main([]) == 1
     told = capsys.readouterr().out.splitlines()

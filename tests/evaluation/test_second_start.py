@@ -21,7 +21,7 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_both_starts_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     starts = iter([Start(3.0, 5.0, 21.0, 22.0), Start(3.0, 5.0, 6.5, 6.9)])
-    monkeypatch.setattr(second_start, "require_gpu", lambda _: None)
+    monkeypatch.setattr(second_start, "require_gpu", lambda *_, **__: None)
     monkeypatch.setattr(second_start, "started", lambda *_: next(starts))
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -33,7 +33,7 @@ def test_a_failed_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: p
     def failing(*_: object) -> Start:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(second_start, "require_gpu", lambda _: None)
+    monkeypatch.setattr(second_start, "require_gpu", lambda *_, **__: None)
     monkeypatch.setattr(second_start, "started", failing)
     assert main([]) == 1
     assert capsys.readouterr().err == "error: the first start failed: out of memory\n"

@@ -151,7 +151,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaSession]:
         pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1 for Triton's interpreter")
     if not on_gpu:
         let_the_interpreter_count()
-    monkeypatch.setattr(cuda_session, "require_gpu", lambda _: None)
+    monkeypatch.setattr(cuda_session, "require_gpu", lambda *_, **__: None)
     monkeypatch.setattr(cuda_session, "ROOM", 8)
     config = replace(_config(2), num_layers=1, max_position_embeddings=40)
     limits = BuildLimits(max_batch_size=4, max_input_len=32, max_output_len=48)

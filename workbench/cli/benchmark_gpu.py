@@ -118,7 +118,9 @@ def run_gpu(args: argparse.Namespace, config: ModelConfig, found: Found) -> Outc
     from workbench.backends.kernels import require_gpu
 
     _check(args)
-    require_gpu("tuning" if args.tune else "a benchmark with random weights")
+    if args.tune:
+        require_gpu("tuning", otherwise="")
+    require_gpu("a benchmark with random weights", otherwise="give --threads to time it on the CPU")
     return _tune(args, config) if args.tune else _time(args, config, found)
 
 

@@ -56,6 +56,7 @@ def _run(args: argparse.Namespace) -> Outcome:
     return Outcome(
         {
             "summary": {**dataclasses.asdict(diff.summary), "same_model": bool(diff)},
+            "misses": diff.summary.misses(diff.precision),
             "precision": diff.precision,
             "first_divergence": diff.first_divergence,
             "verdict": diff.verdict,
@@ -105,7 +106,8 @@ def _print(diff: LayerDiff) -> None:
     print(f"first diverging tap: {diff.first_divergence or 'none'}")
     if diff.verdict:
         print(diff.verdict)
-    print("gate 'same model': " + ("passed" if diff else "FAILED"))
+    misses = diff.summary.misses(diff.precision)
+    print("gate 'same model': " + (f"FAILED: {'; '.join(misses)}" if misses else "passed"))
 
 
 COMMAND = Command(

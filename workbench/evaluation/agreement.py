@@ -52,8 +52,19 @@ class Agreement:
 
     def same_model(self, precision: str) -> bool:
         """Whether the gate passes for a candidate of that precision; NaN anywhere fails it."""
+        return not self.misses(precision)
+
+    def misses(self, precision: str) -> list[str]:
+        """What of the gate a candidate of that precision does not pass, each in words."""
         limit = GATE_RELATIVE_L2_P95[precision]
-        return self.cosine_p5 >= GATE_COSINE_P5 and self.relative_l2_p95 <= limit and self.top1 >= GATE_TOP1
+        found = []
+        if not self.cosine_p5 >= GATE_COSINE_P5:
+            found.append(f"cosine p5 is {self.cosine_p5:.5f}, at least {GATE_COSINE_P5} is asked for")
+        if not self.relative_l2_p95 <= limit:
+            found.append(f"relative L2 p95 is {self.relative_l2_p95:.3g}, at most {limit} is asked for ({precision})")
+        if not self.top1 >= GATE_TOP1:
+            found.append(f"top-1 agreement is {self.top1:.3f}, at least {GATE_TOP1} is asked for")
+        return found
 
 
 class AgreementMeter:

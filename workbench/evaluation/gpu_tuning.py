@@ -112,7 +112,7 @@ def tune_model(
     Raises:
         BackendError: torch finds no CUDA device, or one that is too old, or Triton is not installed.
     """
-    require_gpu("tuning")
+    require_gpu("tuning", otherwise="")
     gpu = torch.cuda.get_device_name()
     todo = tasks(modes, batches)
     found: list[TunedProduct] = []

@@ -100,7 +100,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", type=int, default=128, help="tokens in the cache")
     args = parser.parse_args(words)
     try:
-        require_gpu("a trace of the decode kernel")
+        require_gpu("a trace of the decode kernel", otherwise="")
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

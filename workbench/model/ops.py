@@ -1,4 +1,5 @@
-"""The operations that a decoder needs. Three op sets implement them: torch, CPU kernels, TensorRT.
+"""The operations that a decoder needs. Four op sets implement them: torch, CPU kernels, GPU
+kernels, TensorRT.
 
 ``T`` is the op set's own tensor: ``torch.Tensor``, or TensorRT's ``ITensor``. Weights are torch tensors always.
 ``linear`` dispatches on the weight's type. ``attention`` returns the cache *update*: the op set decides whether that
