@@ -65,6 +65,15 @@ def test_the_table_has_a_line_for_every_span(
         assert len(printed.splitlines()) == 1 + len(found)
 
 
+@pytest.mark.parametrize("context", [0, 5000])
+def test_a_context_without_room_is_refused(
+    context: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernel_trace, "require_gpu", lambda *_, **__: None)
+    assert main(["--context", str(context)]) == 2
+    assert f"a context of {context} tokens; allowed: 1 to 2032 with this model" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_traced_kernel_leaves_times_that_grow() -> None:

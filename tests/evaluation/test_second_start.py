@@ -29,6 +29,12 @@ def test_both_starts_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert lines[0].startswith("first start: imports 3.0")
 
 
+def test_a_prompt_of_no_tokens_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(second_start, "require_gpu", lambda *_, **__: None)
+    assert main(["--tokens", "0"]) == 2
+    assert "max_input_len is 0; allowed: whole numbers from 1" in capsys.readouterr().err
+
+
 def test_a_failed_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def failing(*_: object) -> Start:
         raise RuntimeError("out of memory")

@@ -112,7 +112,7 @@ def models() -> Iterator[tuple[ModelConfig, str, int]]:
 
 
 def quick_models() -> Iterator[tuple[ModelConfig, str, int]]:
-    """Of one layer; every kernel of :func:`models`."""
+    """Of one layer, and one of two; every kernel of :func:`models`."""
     modes = ("float16", "int8", "int4", "w8a8+kv8")
     yield from itertools.product([replace(SIZES, num_layers=1)], modes, (1, 20))
     yield from itertools.product([replace(GROUPED, num_layers=1)], ("float16", "w8a8+kv8"), (1,))

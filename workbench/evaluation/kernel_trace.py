@@ -71,7 +71,14 @@ def spans(stamps: Tensor) -> list[Span]:
 
 
 def traced(config: ModelConfig, mode: str, batch: int, context: int) -> list[Span] | None:
-    """Spans of one decoding step with random weights; None where this model and batch do not decode in one kernel."""
+    """Spans of one decoding step with random weights; None where this model and batch do not decode in one kernel.
+
+    Raises:
+        WorkbenchError: the model has no positions for the context.
+    """
+    most = config.max_position_embeddings - ROOM
+    if not 1 <= context <= most:
+        raise WorkbenchError(f"a context of {context} tokens", allowed=f"1 to {most} with this model")
     config = replace(config, num_layers=LAYERS)
     limits = BuildLimits(max_batch_size=batch, max_input_len=context, max_output_len=ROOM)
     session = CudaSession(config, dummy_weights(config, GPU_MODES[mode]), CudaOptions(torch.float16, limits))
@@ -88,7 +95,7 @@ def traced(config: ModelConfig, mode: str, batch: int, context: int) -> list[Spa
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print a table for every mode and batch; 2 without a GPU."""
+    """Print a table for every mode and batch; 2 without a GPU, or for a context that the model has no room for."""
     parser = argparse.ArgumentParser(
         prog="python -m workbench.evaluation.kernel_trace",
         description=__doc__,
@@ -101,18 +108,22 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     try:
         require_gpu("a trace of the decode kernel", otherwise="")
+        for mode, batch in itertools.product(args.modes, args.batches):
+            found = traced(PRESETS[args.preset], mode, batch, args.context)
+            _print(f"{mode}, batch {batch}", args.context, found)
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for mode, batch in itertools.product(args.modes, args.batches):
-        found = traced(PRESETS[args.preset], mode, batch, args.context)
-        if found is None:
-            print(f"{mode}, batch {batch}: goes operation by operation on this GPU")
-            continue
-        print(f"{mode}, batch {batch}, context {args.context}: cycles of one layer, then of the head")
-        for span in found:
-            print(f"  {span.name:<26} {span.mean:9.0f}  ({span.least} to {span.most})")
     return 0
+
+
+def _print(case: str, context: int, found: list[Span] | None) -> None:
+    if found is None:
+        print(f"{case}: goes operation by operation on this GPU")
+        return
+    print(f"{case}, context {context}: cycles of one layer, then of the head")
+    for span in found:
+        print(f"  {span.name:<26} {span.mean:9.0f}  ({span.least} to {span.most})")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ class Start:
     second_token: float
 
 
+def limits_of(tokens: int) -> BuildLimits:
+    """Room for one prompt of so many tokens."""
+    return BuildLimits(max_batch_size=1, max_input_len=tokens, max_output_len=ROOM)
+
+
 def started(preset: str, mode: str, tokens: int) -> Start:
     """Start a process that reads a prompt of so many tokens, and wait for it.
 
@@ -63,8 +68,7 @@ def first_tokens(preset: str, mode: str, tokens: int, began: float) -> Start:
     """What the process does; ``began`` is the time of its start."""
     imported = time.time() - began
     config = PRESETS[preset]
-    limits = BuildLimits(max_batch_size=1, max_input_len=tokens, max_output_len=ROOM)
-    session = CudaSession(config, dummy_weights(config, GPU_MODES[mode]), CudaOptions(torch.float16, limits))
+    session = CudaSession(config, dummy_weights(config, GPU_MODES[mode]), CudaOptions(torch.float16, limits_of(tokens)))
     torch.cuda.synchronize()
     opened = time.time() - began
     ids = torch.randint(0, config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -75,7 +79,7 @@ def first_tokens(preset: str, mode: str, tokens: int, began: float) -> Start:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print both starts; 1 if one fails, 2 without a GPU."""
+    """Print both starts; 1 if one fails, 2 without a GPU or for no tokens."""
     parser = argparse.ArgumentParser(
         prog="python -m workbench.evaluation.second_start",
         description=__doc__,
@@ -88,12 +92,13 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     try:
         require_gpu("timing a start", otherwise="")
+        limits_of(args.tokens)
+        if args.child is not None:
+            print(json.dumps(asdict(first_tokens(args.preset, args.mode, args.tokens, args.child))))
+            return 0
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if args.child is not None:
-        print(json.dumps(asdict(first_tokens(args.preset, args.mode, args.tokens, args.child))))
-        return 0
     for name in ("first", "second"):
         try:
             start = started(args.preset, args.mode, args.tokens)
