@@ -32,6 +32,7 @@ ROOT = Path(workbench.__file__).parents[1]
 SANITIZERS = ("memcheck", "racecheck")
 PARTS = ("kernels", *SANITIZERS, "tests")
 MOST_SECONDS = 600
+FOUND_FIRST = 6  # lines of a sanitizer that go into the report
 KERNEL_CHECKS = [sys.executable, "-m", "workbench.evaluation.kernel_checks"]
 # Kernels of the libraries: slow to watch, and racecheck does not understand how cuDNN's synchronize.
 OTHERS = ("cudnn", "cublas", "cutlass", "nvjet", "native")
@@ -66,8 +67,15 @@ def run_part(part: str) -> PartResult:
     seconds = time.perf_counter() - begin
     if code is None:
         return PartResult(part, "failed", f"took longer than {MOST_SECONDS} s", seconds)
-    passed = code == 0 and (part not in SANITIZERS or any(_CLEAN.search(line) for line in lines))
-    return PartResult(part, "passed" if passed else "failed", lines[-1] if lines else f"exit code {code}", seconds)
+    if code == 0 and (part not in SANITIZERS or any(_CLEAN.search(line) for line in lines)):
+        return PartResult(part, "passed", lines[-1] if lines else "", seconds)
+    return PartResult(part, "failed", " | ".join(_said_of_failure(lines)) or f"exit code {code}", seconds)
+
+
+def _said_of_failure(lines: list[str]) -> list[str]:
+    """What a sanitizer found first, which the terminal has long forgotten, and the last line."""
+    found = [line.strip("= ") for line in lines if line.startswith("=========") and line.strip("= ")]
+    return [*found[1 : 1 + FOUND_FIRST], *lines[-1:]]  # the first line is its name
 
 
 def command_of(part: str) -> tuple[list[str], dict[str, str]]:

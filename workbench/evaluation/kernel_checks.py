@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels import require_gpu, rowwise
+from workbench.backends.kernels.choice import choose_most_probable
 from workbench.backends.kernels.decode_step import MOST_ROWS, can_run_on
 from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linear
 from workbench.backends.kernels.skinny_gemm import Kind, SkinnyLinear, Tiles
@@ -63,6 +64,8 @@ KINDS: dict[str, WeightQuantization | None] = {
 # Rows of x, and k: every number of column tiles, whole and with columns to spare.
 COLUMNS = ((1, 352), (3, 1120), (8, 608), (9, 160), (17, 352), (32, 608), (40, 352), (64, 160))
 QUICK_COLUMNS = ((1, 352), (9, 160), (40, 352))
+# Tokens of a model's prompts; with ``quick`` of all together: racecheck breaks cuBLAS's products of hundreds of rows.
+LONGEST, SANITIZED_TOKENS = 40, 64
 # One of each way to divide the work: along k, along rows, over blocks, with prefetching.
 TILES = (Tiles(2, 1, 8, 1), Tiles(2, 2, 4, 1, 1, 4), Tiles(2, 2, 2, 1, 2))
 SAMPLED = SamplingOptions(1.3, 40, 0.9, 1.2, 0.1, 0.1, random_seed=3, bad_words=((5,), (7, 9)))
@@ -93,6 +96,7 @@ def checks(*, quick: bool = False) -> Iterator[Check]:
         for shape in QUICK_COLUMNS if quick else COLUMNS:
             yield from product_checks(kind, how, shape)
     yield from row_checks()
+    yield choice_check()
     yield sampling_check()
     for config, mode, batch in quick_models() if quick else models():
         for one_kernel in (True, False) if batch <= one_kernel_rows(mode) else (False,):
@@ -178,6 +182,15 @@ def row_checks() -> Iterator[Check]:
         yield check(f"SwiGLU of {rows} x {width}", rowwise.swiglu(x), ops.swiglu(x), OPERATION)
 
 
+def choice_check() -> Check:
+    """The most probable tokens of rows of logits: torch's."""
+    logits = torch.randn(5, 20_000, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ids, start = torch.full((5,), -1, device=DEVICE), torch.zeros(5, dtype=torch.int32, device=DEVICE)
+    choose_most_probable(logits, ids, start)
+    wrong = int((ids != logits.argmax(-1)).sum()) + int((start != 1).sum())
+    return Check("most probable tokens", float(wrong), 0.0)
+
+
 def sampling_check() -> Check:
     """Tokens that the device chooses: those of the host."""
     prompts = [[1, 2, 3], [7], [1, 2, 3]]
@@ -202,7 +215,8 @@ def session_check(config: ModelConfig, mode: str, batch: int, *, graphs: bool, o
     plain = TorchSession(config, held, SessionOptions(HALF, "torch", limits, DEVICE))
     fast = CudaSession(config, held, CudaOptions(HALF, limits, DEVICE, graphs=graphs, one_kernel=one_kernel))
     generator = torch.Generator().manual_seed(batch)
-    lengths = torch.randint(1, 41, (batch,), generator=generator).tolist()
+    longest = LONGEST if graphs else min(LONGEST, SANITIZED_TOKENS // batch)
+    lengths = torch.randint(1, longest + 1, (batch,), generator=generator).tolist()
     prompts = [torch.randint(0, config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
     errors = [distance(fast.prefill(prompts), plain.prefill(prompts))]
     for _ in range(3):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels import require_gpu
+from workbench.backends.kernels.choice import choose_most_probable
 from workbench.backends.kernels.decode_shape import StepTuning
 from workbench.backends.kernels.decode_step import COMPARED, DecodeStep
 from workbench.backends.torch_ops import TapSink
@@ -350,8 +351,7 @@ class CudaSession:
         output = self.model.forward(self.ops, Step(ids, ids, held.start), held.caches)
         assert output.logits is not None
         held.logits = output.logits[:, 0]
-        held.ids.copy_(held.logits.argmax(-1))
-        held.start.add_(1)
+        choose_most_probable(held.logits, held.ids, held.start, overlap=self.ops.overlap)
 
     def _capture(self, held: Decoding) -> None:
         """Run a step once, so that its kernels are compiled, undo it, and record it."""

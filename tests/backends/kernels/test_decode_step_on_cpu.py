@@ -25,6 +25,7 @@ pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 SEEDS = (1, 2)
 BARRIER = "    consumers_meet();\n    if (here % 32 == 0) warp_values[warp] = value;\n"  # of row_reduced()
 LONG = {"intermediate": 5120}
+LONG_AND_ODD = {"intermediate": 5184}  # values of k that fill neither a step of INT4 nor a chunk
 LINEARS = ("qkv", "o", "gate_up", "down")
 EIGHT = [9, 3, 1, 40, 30, 20, 11, 10]
 
@@ -66,6 +67,8 @@ CASES = [
     Case("dense", [7, 40, 3, 2], StepTuning(stages=4, units=2), blocks=3, kv_heads=2),  # odd numbers of units
     Case("dense", EIGHT, StepTuning(stages=3, units=3, split_rows=8), 3, sizes=LONG, rows_bytes=32 << 10),
     Case("static", EIGHT[:2], StepTuning(stages=3, units=3), 3, sizes=LONG, rows_bytes=8 << 10),
+    Case("int8", EIGHT[:4], StepTuning(stages=4), 3, sizes=LONG_AND_ODD, rows_bytes=16 << 10),
+    Case("int4_64", EIGHT, StepTuning(stages=3, units=3), 3, sizes=LONG_AND_ODD, rows_bytes=32 << 10),
     Case("int8", [9], StepTuning(stages=5, units=1), blocks=1),
     Case("int8", EIGHT, StepTuning(stages=5), blocks=3, kv_heads=2, int8_cache=True),
     Case("int4_32", [9], StepTuning(stages=5), sizes={"intermediate": 352}),
@@ -116,7 +119,7 @@ RACED = [
     # More blocks than units of attention: all warps of a block take one together.
     Case("w8a8", [37], StepTuning(stages=4, splits=3, split_rows=8), blocks=14, kv_heads=2, int8_cache=True),
 ]
-QUICK = [CASES[1], CASES[13], RACED[1]]  # they go through all parts of the kernel
+QUICK = [CASES[1], CASES[7], CASES[15], RACED[1]]  # they go through all parts of the kernel
 
 
 def _raced(case: Case) -> Any:
@@ -170,8 +173,10 @@ def test_w8a8_is_exact_where_its_inputs_are() -> None:
     assert torch.equal(pair.run(1), pair.plain.decode(ids))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.sizes == LONG], ids=lambda case: case.name)
-def test_long_products_go_through_k_in_segments(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.sizes in (LONG, LONG_AND_ODD)], ids=lambda case: case.name
+)
+def test_rows_of_long_products_do_not_fit_shared_memory(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_shape, "ROWS_BYTES", case.rows_bytes)
     assert 2 * segment(_pair(case).step.shape) < LONG["intermediate"]
 

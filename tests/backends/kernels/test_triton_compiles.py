@@ -18,7 +18,7 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from workbench.backends.kernels import attention, int8_gemm, rope, rowwise
+from workbench.backends.kernels import attention, choice, int8_gemm, rope, rowwise
 
 HEADS = dict(NUM_HEADS=8, KV_HEADS=2, DIM=64, PER_HEAD=True)
 DECODE = dict(**HEADS, GROUP=4, BLOCK=16, HALF=32, WIDTH=64, KEYS=64, SPLITS=4, EVICTION="", AHEAD=0)
@@ -34,6 +34,8 @@ CASES = [
     (rowwise._quantize_kernel, dict(STATIC=False, BLOCK=1024), {}),
     (rowwise._swiglu_kernel, dict(BLOCK=1024), {}),
     (rowwise._rescale_kernel, dict(PER_ROW=True, HAS_BIAS=True, BLOCK=1024), {}),
+    (choice._keys_kernel, dict(BLOCK=8192), {"keys": "*i64"}),
+    (choice._choose_kernel, dict(BLOCK=16), {"keys": "*i64", "ids": "*i64", "parts": "i32"}),
     (rope._rope_kernel, dict(**HEADS, BLOCK=16, HALF=32, INT8=True), {"*cache": "*i8"}),
     (attention._decode_kernel, dict(**DECODE, INT8=False, PERMUTE=False), {"*cache": "*fp16"}),
     (attention._decode_kernel, dict(**DECODE, INT8=True, PERMUTE=True), {"*cache": "*i8"}),
@@ -73,4 +75,4 @@ def test_every_kernel_compiles_for_every_architecture(tmp_path: Path) -> None:
         [sys.executable, "-c", SCRIPT, *ARCHITECTURES], env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "compiled 40" in done.stdout
+    assert "compiled 48" in done.stdout

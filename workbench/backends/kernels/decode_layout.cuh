@@ -1,8 +1,8 @@
 // What the parts of the decode kernel share: sizes of a model's matrices, shared memory, the structures of a launch.
 //
 // A unit is 16 rows of a matrix (8 of gate and 8 of up under SwiGLU), a step 64 bytes of each row, a chunk 16 steps of
-// one unit: two for every warp of a half of the consumers. Where rows of x do not fit shared memory, a product goes
-// through k in segments.
+// one unit: two for every warp of a half of the consumers. Where rows of x do not fit shared memory, every warp streams
+// what it multiplies of them through two steps of its own; W8A8, which quantizes rows, goes through k in segments.
 //
 // Macros: NB rows of x (1, 2, 4, 8); KIND and KIND_HEAD of the weights, as in skinny_gemm.cu; GROUPS scales a step and
 // row, each of SUBS_PER_GROUP times 32 values (INT4); BLOCKS of the grid; HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM,
@@ -47,10 +47,18 @@ struct Shape {
     int held_values;     // of x in one segment
     int pitch;           // bytes from one row of x to the next in shared memory
     int buffer;          // bytes of x; two of them where there are segments: one is filled while the other is read
+    int streamed;        // every warp has its own x
+    int round;           // units at once: their sums fit
 
     constexpr Shape(int kind, bool pairs, int rows, int k)
         : glu(pairs), out_rows(pairs ? rows / 2 : rows), units(rows / 16), values(k), steps(up(k, step_values(kind))),
-          chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0), buffer(0) {
+          chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0), buffer(0),
+          streamed(kind != 3 && held_values > SEGMENT), round(streamed ? (UNITS + 1) / HALVES : UNITS) {
+        if (streamed) {
+            segment_chunks = HALVES;  // that a unit takes before the next one does
+            buffer = CONSUMERS * WARP_STEPS * NB * step_values(kind) * x_width(kind);
+            return;
+        }
         if (held_values > SEGMENT) {
             segment_chunks = larger(1, SEGMENT / 2 / step_values(kind) / CHUNK_STEPS);
             segments = up(chunks, segment_chunks);
@@ -67,7 +75,8 @@ constexpr Shape GATE_UP_SHAPE(KIND, true, 2 * INTERMEDIATE, HIDDEN), DOWN_SHAPE(
 constexpr Shape HEAD_SHAPE(KIND_HEAD, false, VOCAB, HIDDEN);
 __constant__ Shape shapes[5] = {QKV_SHAPE, O_SHAPE, GATE_UP_SHAPE, DOWN_SHAPE, HEAD_SHAPE};
 
-// Shared memory: rows of x, those rows before they are quantized, a norm's weights, sums of warps, the ring.
+// Shared memory: rows of x, those rows before they are quantized, sums of warps, the ring. A norm's weights lie where sums
+// will: they come after a product's last sums are read, and the next product's rows are normed before it has any.
 constexpr int SLOT = larger(slot_bytes(KIND), slot_bytes(KIND_HEAD));
 // A piece of attention: sums of QUERIES heads, then their largest scores and totals; whole multiples of 16 bytes.
 constexpr int PIECE = QUERIES * DIM + up(2 * QUERIES, 4) * 4;
@@ -77,15 +86,19 @@ constexpr int WIDEST =
 constexpr int X_BYTES = up(larger(WIDEST, SCRATCH), 128) * 128;
 constexpr int HALF_PITCH = HIDDEN * 2 + 64;
 constexpr int HALF_BYTES = KIND == 3 || KIND_HEAD == 3 ? up(NB * HALF_PITCH, 128) * 128 : 0;
+constexpr bool STREAMS = O_SHAPE.streamed || DOWN_SHAPE.streamed;
 constexpr int NORM_BYTES = up(HIDDEN * 2, 128) * 128;
-constexpr int AT_X = 0, AT_HALF = X_BYTES, AT_NORM = AT_HALF + HALF_BYTES, AT_SUMS = AT_NORM + NORM_BYTES;
-// The last unit of an odd number is divided between the halves of the consumers: it has two places.
-constexpr int AT_RING = AT_SUMS + (UNITS + 1) * HALF_WARPS * NB * 16 * 4;
+// The last unit of an odd number is divided between the halves of the consumers: it has two places, as all have in a
+// product whose x is streamed.
+constexpr int SUMS_BYTES = (UNITS + 1) * HALF_WARPS * NB * 16 * 4;
+constexpr int AT_X = 0, AT_HALF = X_BYTES, AT_SUMS = AT_HALF + HALF_BYTES, AT_NORM = AT_SUMS;
+constexpr int AT_RING = AT_SUMS + larger(SUMS_BYTES, NORM_BYTES);
 constexpr int FITTING = (MAX_SHARED - AT_RING) / SLOT, STAGES = FITTING < MAX_STAGES ? FITTING : MAX_STAGES;
 constexpr int IN_FLIGHT = MAX_IN_FLIGHT < STAGES ? MAX_IN_FLIGHT : STAGES - 1;
 // Each half of the consumers keeps a chunk while it waits for its next one.
 static_assert(STAGES > HALVES, "the ring does not fit shared memory");
-static_assert(QKV_SHAPE.segments == 1 && GATE_UP_SHAPE.segments == 1 && HEAD_SHAPE.segments == 1, "a norm needs whole rows");
+constexpr bool is_whole(const Shape& shape) { return shape.segments == 1 && !shape.streamed; }
+static_assert(is_whole(QKV_SHAPE) && is_whole(GATE_UP_SHAPE) && is_whole(HEAD_SHAPE), "a norm needs whole rows");
 
 struct Matrix {
     const char* weight;
@@ -118,7 +131,6 @@ struct Step {
     u16* qkv;
     u16* context;
     u16* residual;  // [NB][HIDDEN]: what layers add to
-    float* squares;  // [NB][HIDDEN / 16]: of the residual, summed up over 16 values
     u16* activated;
     float* partial;  // [NB * KV_HEADS * groups][SPLITS][PIECE]
     u32* arrived;    // [NB * KV_HEADS * groups], zero before and after

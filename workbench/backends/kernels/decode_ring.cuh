@@ -81,6 +81,14 @@ struct Walk {
     __device__ __forceinline__ const Shape& shape(const Step& s) const { return shapes[turn < 4 * s.num_layers ? turn % 4 : 4]; }
 
     __device__ __forceinline__ void next(const Step& s) {
+        if (STREAMS && turn >= 0 && shape(s).streamed) {  // chunks of a pair take turns: each half of the consumers has its own
+            if (++chunk < past) return;
+            chunk = first;
+            if (++unit < end) return;
+            next_segment(s);
+            unit = base, chunk = first;
+            return;
+        }
         if (++unit < min(pair + HALVES, end)) return;
         unit = pair;
         if (++chunk < past) return;  // a pair of units takes turns
@@ -92,7 +100,7 @@ struct Walk {
     __device__ __forceinline__ void next_segment(const Step& s) {
         first = past;
         if (turn < 0 || first >= shape(s).chunks) {
-            base += UNITS, first = 0;
+            base += turn < 0 ? 0 : shape(s).round, first = 0;
             while (base >= share_end) {
                 if (++turn > 4 * s.num_layers) return;
                 const Matrix& m = turn < 4 * s.num_layers ? s.layers[turn / 4].matrix[turn % 4] : s.head;
@@ -100,7 +108,7 @@ struct Walk {
                 weight = m.weight, group_scale = m.group_scale;
                 base = share.begin, share_end = share.end;
             }
-            end = min(base + UNITS, share_end);
+            end = min(base + shape(s).round, share_end);
         }
         pair = base, past = min(first + shape(s).segment_chunks, shape(s).chunks);
     }

@@ -76,11 +76,9 @@ __device__ __forceinline__ float squares_of(uint4 eight, float sum) {
     return sum;
 }
 
-// RMSNorm(x) * weight for a product of KIND K; x also goes to ``kept``, where there is such. ``squares`` are sums over 16
-// values each, if they are ``summed``; otherwise that is done here.
+// RMSNorm(x) * weight for a product of KIND K; x also goes to ``kept``, where there is such.
 template <int K>
-__device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, const u16* x, u16* kept, const float* squares,
-                                            bool summed, const float* calibrated) {
+__device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, const u16* x, u16* kept, const float* calibrated) {
     constexpr int granules = HIDDEN / 8, turns = up(granules, ROW_THREADS), batch = turns < 8 ? turns : 8;
     const int here = thread_here(), row = here / ROW_THREADS, thread = here % ROW_THREADS;
     uint4* rows = (uint4*)(memory + (K == 3 ? AT_HALF + row * HALF_PITCH : AT_X + row * shape.pitch));
@@ -96,16 +94,14 @@ __device__ __forceinline__ void load_normed(const Shape& shape, float epsilon, c
         }
         if (turn == 0) {
             float sum = 0.0f;
-            if (summed) {
+            if constexpr (batch == turns) {
 #pragma unroll
-                for (int i = 0; i < up(HIDDEN / 16, 32); i++)
-                    if (i * 32 + here % 32 < HIDDEN / 16) sum += load_fresh(squares + i * 32 + here % 32);
-                sum = warp_sum(sum);
+                for (int i = 0; i < batch; i++) sum = squares_of(loaded[i], sum);
             } else {
 #pragma unroll 1
                 for (int at = thread; at < granules; at += ROW_THREADS) sum = squares_of(load_fresh(from + at), sum);
-                sum = row_reduced<false>(sum);
             }
+            sum = row_reduced<false>(sum);
             inverse = inverse_root(sum * (1.0f / HIDDEN) + epsilon);
         }
 #pragma unroll

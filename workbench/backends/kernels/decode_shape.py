@@ -74,7 +74,7 @@ class StepTuning:
 
     stages: int = 24
     in_flight: int = 3
-    units: int = 8
+    units: int = 7
     splits: int = 0
     split_rows: int = 512
     watchdog: bool = False
@@ -139,6 +139,8 @@ def units_and_stages(shape: StepShape, tuning: StepTuning, shared_bytes: int) ->
 
     def held_bytes(kind: Kind, k: int) -> int:
         values, buffers = whole(k, STEP[kind]), 1
+        if values > held and kind is not Kind.W8A8:
+            return CONSUMER_WARPS * 2 * shape.rows * STEP[kind] * 2  # two steps of every warp
         if values > held:
             values, buffers = max(1, held // 2 // STEP[kind] // CHUNK_STEPS) * CHUNK_STEPS * STEP[kind], 2
         return buffers * shape.rows * (values * (1 if kind is Kind.W8A8 else 2) + PADDING)
@@ -150,13 +152,15 @@ def units_and_stages(shape: StepShape, tuning: StepTuning, shared_bytes: int) ->
     widths = (shape.hidden, shape.heads * shape.head_dim, shape.intermediate)
     widest = max(*(held_bytes(shape.kind, k) for k in widths), held_bytes(shape.head_kind, shape.hidden))
     scratch = CONSUMER_WARPS * 4 * (shape.queries * shape.head_dim + whole(2 * shape.queries, 4))
-    taken = whole(max(widest, scratch), 128) + whole(2 * shape.hidden, 128)
+    taken = whole(max(widest, scratch), 128)
     if Kind.W8A8 in (shape.kind, shape.head_kind):
         taken += whole(shape.rows * (2 * shape.hidden + PADDING), 128)
+    norm = whole(2 * shape.hidden, 128)
     found = []
     for units in sorted({tuning.units, *(few for few in FEWER_UNITS if few < tuning.units)}, reverse=True):
         sums = (units + 1) * CONSUMER_WARPS // 2 * shape.rows * packing.TILE_ROWS * 4
-        stages = (shared_bytes - taken - sums) // max(slot(shape.kind), slot(shape.head_kind))
+        ring = shared_bytes - taken - max(sums, norm)
+        stages = ring // max(slot(shape.kind), slot(shape.head_kind))
         found.append((units, min(stages, tuning.stages)))
     return next((pair for pair in found if pair[1] >= ENOUGH_STAGES), max(found, key=lambda pair: pair[1]))
 

@@ -81,7 +81,7 @@ __device__ __forceinline__ void begin(const Step& s) {
 }
 
 __device__ void consume(const Step& s) {
-    Consumer c = {s.squares};
+    Consumer c;
     Grid grid = {s.counters};
     begin(s);
 #pragma unroll 1
@@ -97,15 +97,14 @@ __device__ void consume(const Step& s) {
         TRACE_LAYER(index);
         STAMP(8 * which);
         float largest_here = 0.0f;
-        c.product<KIND>(m, shape, turn, which % 2 ? s.residual : nullptr, [&](int segment) {
+        c.product<KIND>(m, shape, turn, x, which % 2 ? s.residual : nullptr, [&](int segment) {
             if (which % 2) {
                 if (KIND == 3 && segment == 0) hold_scales(largest, m.input_scale);
                 load_plain<KIND>(shape, x, segment);
             } else {
                 const int row = thread_here() / ROW_THREADS;
                 load_normed<KIND>(shape, s.epsilon, turn ? x + row * HIDDEN : s.embedding + s.ids[row] * HIDDEN,
-                                  turn || blockIdx.x ? nullptr : s.residual, s.squares + row * (HIDDEN / 16), turn > 0,
-                                  m.input_scale);
+                                  turn || blockIdx.x ? nullptr : s.residual, m.input_scale);
             }
         }, [&](int row, int n, float value) {
             const u16 half = float_to_half(value);
@@ -123,7 +122,7 @@ __device__ void consume(const Step& s) {
         STAMP(8 * which + 5);
         if (which == 0) hold_layer(s, index + 1);
         if (which == 1) hold_norm(layer.mlp_norm);
-        if (which == 2) hold_norm(index + 1 < s.num_layers ? held[(index + 1) % 2].attention_norm : s.final_norm);
+        if (which == 3) hold_norm(index + 1 < s.num_layers ? held[(index + 1) % 2].attention_norm : s.final_norm);
         if (which == 0) {
             attend(s, layer, largest, [&] {
                 grid.join();
@@ -140,10 +139,9 @@ __device__ void consume(const Step& s) {
     }
     u64 best = 0;
     STAMP(39);
-    c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, nullptr, [&](int) {
+    c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, nullptr, nullptr, [&](int) {
         const int row = thread_here() / ROW_THREADS;
-        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + row * HIDDEN, nullptr, s.squares + row * (HIDDEN / 16), true,
-                               s.head.input_scale);
+        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + row * HIDDEN, nullptr, s.head.input_scale);
     }, [&](int row, int n, float value) {
         const u64 key = key_of(value, row);
         s.logits[(i64)n * VOCAB + row] = value;

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.backends.kernels import packing
 from workbench.backends.kernels.decode_shape import (
     FEWEST_STAGES,
     StepShape,
@@ -107,7 +106,7 @@ class _Layer(ctypes.Structure):
     )
 
 
-_BUFFERS = ("qkv", "context", "residual", "squares", "activated", "partial", "arrived", "best", "largest", "counters")
+_BUFFERS = ("qkv", "context", "residual", "activated", "partial", "arrived", "best", "largest", "counters")
 
 
 class _Step(ctypes.Structure):
@@ -260,7 +259,6 @@ class DecodeStep:
             "qkv": empty(rows, features),
             "context": empty(rows, shape.heads * shape.head_dim),
             "residual": empty(rows, shape.hidden),
-            "squares": empty(rows, shape.hidden // packing.TILE_ROWS, dtype=torch.float32),
             "activated": empty(rows, shape.intermediate),
             "partial": empty(pieces, whole(shape.queries * (shape.head_dim + 2), 4), dtype=torch.float32),
             "arrived": torch.zeros(shape.parts, dtype=torch.int32, device=self.device),

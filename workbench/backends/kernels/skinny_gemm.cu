@@ -324,12 +324,10 @@ __device__ __forceinline__ void store_split(const Problem& p, const acc_t* share
     const long block = (long)ROWS * COLUMNS;
     acc_t* mine = p.partial + (blockIdx.y * gridDim.x + blockIdx.x) * block;
     for (int i = threadIdx.x; i < ROWS * p.columns; i += WM * WK * 32) mine[i] = sum_of(shared, i % ROWS, i / ROWS);
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) ticket = atomicAdd(p.arrived + blockIdx.x, 1u);
+    if (threadIdx.x == 0) ticket = take_ticket(p.arrived + blockIdx.x);
     __syncthreads();
     if (ticket != SPLIT - 1) return;
-    __threadfence();
     if (threadIdx.x == 0) p.arrived[blockIdx.x] = 0;
     store(p, [&](int row, int n) {
         acc_t sum = 0;

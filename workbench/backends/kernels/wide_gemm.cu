@@ -460,6 +460,7 @@ __device__ __forceinline__ void consume(const Part& part, const Warp& w, u32 sta
         multiply(w, stages + stage * STAGE_BYTES, acc);
 #if WHOLE
         finish<1>();
+        __syncwarp();
         const int done = stage == 0 ? STAGES - 1 : stage - 1;
         if (w.lane == 0 && i > part.begin) barrier_arrive(empty + done * 8);
 #else
