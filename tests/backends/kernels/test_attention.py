@@ -170,13 +170,15 @@ def _new_tokens(sizes: Sizes, batch: int, device: str) -> NewTokens:
     ("sizes", "batch", "expected"),
     [
         (Sizes(32, 32, 16, "per_head"), 64, DecodeTiles(32, 1, 1, ahead=64, streamed=True)),
-        (Sizes(32, 32, 16, "per_head"), 63, DecodeTiles(64, 1, 1)),
+        (Sizes(32, 32, 16, "per_head"), 63, DecodeTiles(64, 1, 1, ahead=64, streamed=True)),
+        (Sizes(32, 32, 16, "per_head"), 32, DecodeTiles(64, 1, 1, ahead=64, streamed=True)),
+        (Sizes(32, 32, 16, "per_head"), 31, DecodeTiles(64, 1, 1)),
         (Sizes(32, 32, 16, "per_head"), 4, DecodeTiles(64, 1, 2)),
         (Sizes(32, 32, 16), 64, DecodeTiles(32, 2, 1)),
         (Sizes(64, 32, 16, "per_head"), 64, DecodeTiles(64, 4, 1)),
     ],
 )
-def test_many_programs_of_an_int8_cache_read_less_at_once_and_ahead(
+def test_many_programs_of_an_int8_cache_read_ahead_and_very_many_less_at_once(
     triton_device: str, sizes: Sizes, batch: int, expected: DecodeTiles
 ) -> None:
     assert attention.default_tiles(_new_tokens(sizes, batch, triton_device)) == expected

@@ -69,6 +69,7 @@ CASES = [
     Case("static", EIGHT[:2], StepTuning(stages=3, units=3), 3, sizes=LONG, rows_bytes=8 << 10),
     Case("int8", EIGHT[:4], StepTuning(stages=4), 3, sizes=LONG_AND_ODD, rows_bytes=16 << 10),
     Case("int4_64", EIGHT, StepTuning(stages=3, units=3), 3, sizes=LONG_AND_ODD, rows_bytes=32 << 10),
+    Case("dense", EIGHT, StepTuning(stages=3), blocks=5, sizes={"hidden": 1024}),  # o's rows are streamed, and fit
     Case("int8", [9], StepTuning(stages=5, units=1), blocks=1),
     Case("int8", EIGHT, StepTuning(stages=5), blocks=3, kv_heads=2, int8_cache=True),
     Case("int4_32", [9], StepTuning(stages=5), sizes={"intermediate": 352}),
@@ -119,7 +120,7 @@ RACED = [
     # More blocks than units of attention: all warps of a block take one together.
     Case("w8a8", [37], StepTuning(stages=4, splits=3, split_rows=8), blocks=14, kv_heads=2, int8_cache=True),
 ]
-QUICK = [CASES[1], CASES[7], CASES[15], RACED[1]]  # they go through all parts of the kernel
+QUICK = [CASES[1], CASES[7], CASES[16], RACED[1]]  # they go through all parts of the kernel
 
 
 def _raced(case: Case) -> Any:

@@ -384,7 +384,8 @@ def default_tiles(tokens: NewTokens) -> DecodeTiles:
     if tokens.cache.key.dtype == torch.int8:
         if tokens.programs >= MANY_PROGRAMS:
             return DecodeTiles(KEYS // 2, 1, splits, ahead=KEYS, streamed=True)
-        return DecodeTiles(KEYS, 1, splits)
+        ahead = KEYS if tokens.programs >= MANY_PROGRAMS // 2 else 0
+        return DecodeTiles(KEYS, 1, splits, ahead, streamed=ahead > 0)
     return DecodeTiles(KEYS // 2, 2, splits)
 
 

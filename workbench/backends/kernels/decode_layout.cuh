@@ -1,8 +1,8 @@
 // What the parts of the decode kernel share: sizes of a model's matrices, shared memory, the structures of a launch.
 //
 // A unit is 16 rows of a matrix (8 of gate and 8 of up under SwiGLU), a step 64 bytes of each row, a chunk 16 steps of
-// one unit: two for every warp of a half of the consumers. Where rows of x do not fit shared memory, every warp streams
-// what it multiplies of them through two steps of its own; W8A8, which quantizes rows, goes through k in segments.
+// one unit: two for every warp of a half of the consumers. Where rows of x do not fit shared memory, or are 8, every warp
+// streams what it multiplies of them through two steps of its own; W8A8, which quantizes rows, goes through k in segments.
 //
 // Macros: NB rows of x (1, 2, 4, 8); KIND and KIND_HEAD of the weights, as in skinny_gemm.cu; GROUPS scales a step and
 // row, each of SUBS_PER_GROUP times 32 values (INT4); BLOCKS of the grid; HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM,
@@ -50,10 +50,11 @@ struct Shape {
     int streamed;        // every warp has its own x
     int round;           // units at once: their sums fit
 
-    constexpr Shape(int kind, bool pairs, int rows, int k)
+    // ``normed``: the block norms whole rows of x, so that all of them must be there.
+    constexpr Shape(int kind, bool pairs, bool normed, int rows, int k)
         : glu(pairs), out_rows(pairs ? rows / 2 : rows), units(rows / 16), values(k), steps(up(k, step_values(kind))),
           chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0), buffer(0),
-          streamed(kind != 3 && held_values > SEGMENT), round(streamed ? (UNITS + 1) / HALVES : UNITS) {
+          streamed(kind != 3 && !normed && (held_values > SEGMENT || (NB == 8 && chunks >= HALVES))), round(streamed ? (UNITS + 1) / HALVES : UNITS) {
         if (streamed) {
             segment_chunks = HALVES;  // that a unit takes before the next one does
             buffer = CONSUMERS * WARP_STEPS * NB * step_values(kind) * x_width(kind);
@@ -70,9 +71,9 @@ struct Shape {
     constexpr int bytes() const { return segments > 1 ? 2 * buffer : buffer; }
 };
 
-constexpr Shape QKV_SHAPE(KIND, false, QKV, HIDDEN), O_SHAPE(KIND, false, HIDDEN, CONTEXT);
-constexpr Shape GATE_UP_SHAPE(KIND, true, 2 * INTERMEDIATE, HIDDEN), DOWN_SHAPE(KIND, false, HIDDEN, INTERMEDIATE);
-constexpr Shape HEAD_SHAPE(KIND_HEAD, false, VOCAB, HIDDEN);
+constexpr Shape QKV_SHAPE(KIND, false, true, QKV, HIDDEN), O_SHAPE(KIND, false, false, HIDDEN, CONTEXT);
+constexpr Shape GATE_UP_SHAPE(KIND, true, true, 2 * INTERMEDIATE, HIDDEN), DOWN_SHAPE(KIND, false, false, HIDDEN, INTERMEDIATE);
+constexpr Shape HEAD_SHAPE(KIND_HEAD, false, true, VOCAB, HIDDEN);
 __constant__ Shape shapes[5] = {QKV_SHAPE, O_SHAPE, GATE_UP_SHAPE, DOWN_SHAPE, HEAD_SHAPE};
 
 // Shared memory: rows of x, those rows before they are quantized, sums of warps, the ring. A norm's weights lie where sums
@@ -97,8 +98,7 @@ constexpr int FITTING = (MAX_SHARED - AT_RING) / SLOT, STAGES = FITTING < MAX_ST
 constexpr int IN_FLIGHT = MAX_IN_FLIGHT < STAGES ? MAX_IN_FLIGHT : STAGES - 1;
 // Each half of the consumers keeps a chunk while it waits for its next one.
 static_assert(STAGES > HALVES, "the ring does not fit shared memory");
-constexpr bool is_whole(const Shape& shape) { return shape.segments == 1 && !shape.streamed; }
-static_assert(is_whole(QKV_SHAPE) && is_whole(GATE_UP_SHAPE) && is_whole(HEAD_SHAPE), "a norm needs whole rows");
+static_assert(QKV_SHAPE.segments == 1 && GATE_UP_SHAPE.segments == 1 && HEAD_SHAPE.segments == 1, "a norm needs whole rows");
 
 struct Matrix {
     const char* weight;

@@ -13,7 +13,8 @@ from workbench.backends.kernels.skinny_gemm import STEP, TILED, Kind
 CHUNK_STEPS = 16
 ROWS_BYTES = 72 << 10  # of shared memory for rows of x, unless the rows of the widest norm need more
 MOST_QUERIES = 2  # heads that attend together: registers
-CONSUMER_WARPS = 16
+CONSUMER_WARPS, HALVES = 16, 2
+STREAMED_ROWS = 8  # whose x is streamed wherever no norm needs it whole
 TILE_STEP_BYTES, PAIRS_BYTES, PADDING = 1024, 32, 64
 FEWER_UNITS, FEWEST_STAGES, ENOUGH_STAGES = (4, 2), 3, 4
 
@@ -137,9 +138,10 @@ def units_and_stages(shape: StepShape, tuning: StepTuning, shared_bytes: int) ->
     """
     held = segment(shape)
 
-    def held_bytes(kind: Kind, k: int) -> int:
+    def held_bytes(kind: Kind, k: int, *, normed: bool) -> int:
         values, buffers = whole(k, STEP[kind]), 1
-        if values > held and kind is not Kind.W8A8:
+        several = values > (HALVES - 1) * CHUNK_STEPS * STEP[kind]
+        if not normed and kind is not Kind.W8A8 and (values > held or (shape.rows == STREAMED_ROWS and several)):
             return CONSUMER_WARPS * 2 * shape.rows * STEP[kind] * 2  # two steps of every warp
         if values > held:
             values, buffers = max(1, held // 2 // STEP[kind] // CHUNK_STEPS) * CHUNK_STEPS * STEP[kind], 2
@@ -149,8 +151,11 @@ def units_and_stages(shape: StepShape, tuning: StepTuning, shared_bytes: int) ->
         step = TILE_STEP_BYTES if kind in TILED else TILE_STEP_BYTES + PADDING
         return CHUNK_STEPS * (step + (shape.groups * 2 * PAIRS_BYTES if kind is Kind.INT4 else 0))
 
-    widths = (shape.hidden, shape.heads * shape.head_dim, shape.intermediate)
-    widest = max(*(held_bytes(shape.kind, k) for k in widths), held_bytes(shape.head_kind, shape.hidden))
+    plain = (shape.heads * shape.head_dim, shape.intermediate)
+    widest = max(
+        *(held_bytes(shape.kind, k, normed=False) for k in plain),
+        *(held_bytes(kind, shape.hidden, normed=True) for kind in (shape.kind, shape.head_kind)),
+    )
     scratch = CONSUMER_WARPS * 4 * (shape.queries * shape.head_dim + whole(2 * shape.queries, 4))
     taken = whole(max(widest, scratch), 128)
     if Kind.W8A8 in (shape.kind, shape.head_kind):
