@@ -23,7 +23,7 @@ import pytest
 from workbench.backends.kernels.nvrtc import Launch
 
 HERE = Path(__file__).parent
-HEADERS = ("races.hpp", "machine.hpp", "ptx.hpp")
+HEADERS = tuple(sorted(path.name for path in HERE.glob("*.hpp")))
 ALL_HEADERS = "all.hpp"
 FLAGS = (
     "-std=c++17",

@@ -7,331 +7,22 @@
 //
 // Between two waits a fiber is alone, and memory is sequentially consistent: what shows in results is what some order of
 // fibers shows. Compiled with RACES, accesses that nothing orders are reported whatever the order was: races.hpp.
+//
+// Here are launches and who runs next; fibers.hpp has what a launch consists of, waits.hpp and copies.hpp what a fiber
+// waits for.
 #pragma once
 
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
-#include <string>
-#include <vector>
-
-#include "races.hpp"
-
-extern "C" char __start_shared_memory[], __stop_shared_memory[];
+#include "copies.hpp"
 
 namespace machine {
 
+// ---- Blocks and their fibers
+
 constexpr size_t STACK_BYTES = 64 << 10;
-constexpr int NAMED_BARRIERS = 16, WARP = 32, LANE_WORDS = 10;
-
-struct Index {
-    unsigned x, y, z;
-};
-
-struct Copy {
-    char* to;            // null for an arrival at a barrier
-    const char* from;
-    uint32_t barrier;
-    bool early;          // the source was read when the copy was asked for
-    char bytes[16];
-    int group = 0;
-    races::Stamp stamp = {};  // of an arrival
-};
-
-enum Wait { READY, NAMED, MBARRIER, LANES, VALUE, OVER };
-
-struct Block;
-struct Fiber {
-    Block* block;
-    int thread;
-    Wait wait = READY;
-    bool started = false;
-    uint64_t place = 0;         // barrier, address or operation that it waits for
-    uint32_t seen = 0;          // value or parity that must change
-    const void* polled = nullptr;
-    uint32_t lane[LANE_WORDS];  // operands of a warp's operation, then its results
-    std::vector<Copy> copies;
-    int group = 0;              // of the copies that it asks for now
-    races::Thread clock;
-    jmp_buf context;
-    ucontext_t first;
-};
-
-struct Named {
-    int arrived = 0, expected = 0;
-};
-
-struct Warp {
-    int arrived = 0;        // lanes, for an operation that all of them take part in
-    uint64_t operation = 0;
-    uint32_t priority = 0;  // some warps run far ahead of others
-    std::vector<Fiber*> ready;
-};
-
-struct Block {
-    Index index;
-    int live;
-    bool in_order;  // some of its warps go before others, for a while
-    bool prompt;    // its copies arrive soon, for a while
-    std::vector<Fiber> fibers;
-    std::vector<Warp*> able;  // those with fibers that are ready
-    Named named[NAMED_BARRIERS];
-    std::vector<Warp> warps;
-    std::vector<char> shared;  // while another block runs
-    races::Words accesses;     // to its shared memory
-    std::unordered_map<uint32_t, races::Phase> phases;
-    char* stacks;
-};
-
-// What the process is doing: one launch at a time.
-struct Launch {
-    std::vector<Block*> blocks;  // those that have begun and are not over
-    Block* block = nullptr;      // whose shared memory is in place
-    Fiber* fiber = nullptr;
-    bool leaves_block = false;   // others are to run next
-    jmp_buf scheduler;
-    uint64_t random;
-    std::string error;
-    void (*kernel)(const void*);
-    const void* argument;
-    Index grid, threads;
-    int64_t clock = 0;
-    races::State races;
-
-    uint32_t draw(uint32_t below) {
-        random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-        return (uint32_t)((random >> 11) % below);
-    }
-};
-
-static Launch* now;
-
-// So that there is such a section even in a kernel without shared memory.
-static char anchor[16] __attribute__((section("shared_memory"), used));
-
-inline char* shared_begin() { return __start_shared_memory; }
-inline size_t shared_size() { return __stop_shared_memory - __start_shared_memory; }
-
-// ---- Fibers
-
-template <class T>
-inline T taken(std::vector<T>& all, size_t which) {
-    T one = all[which];
-    all[which] = all.back(), all.pop_back();
-    return one;
-}
-
-__attribute__((noinline)) static void leave() {
-    const volatile int quiet = races::quiet;
-    asm volatile("" ::: "memory");
-    if (!_setjmp(now->fiber->context)) _longjmp(now->scheduler, 1);
-    races::quiet = quiet;
-    asm volatile("" ::: "memory");
-}
-
-__attribute__((noinline, format(printf, 1, 2))) static void fail(const char* format, ...) {
-    char text[512];
-    va_list rest;
-    va_start(rest, format);
-    vsnprintf(text, sizeof text, format, rest);
-    va_end(rest);
-    if (now->error.empty()) {
-        const Fiber* f = now->fiber;
-        char where[64] = "";
-        if (f) snprintf(where, sizeof where, "block (%u, %u), thread %d: ", f->block->index.x, f->block->index.y, f->thread);
-        now->error = std::string(where) + text;
-    }
-    if (now->fiber) _longjmp(now->scheduler, 1);
-}
-
-// It can go on.
-inline void wake(Fiber* f) {
-    Warp& w = f->block->warps[f->thread / WARP];
-    f->wait = READY;
-    if (w.ready.empty()) f->block->able.push_back(&w);
-    w.ready.push_back(f);
-}
-
-// Others may run; the fiber goes on once it is woken.
-inline void sleep(Wait wait, uint64_t place) {
-    now->fiber->wait = wait, now->fiber->place = place;
-    if (wait != VALUE) now->fiber->polled = nullptr;
-    leave();
-}
-
-inline void let_others() {
-    wake(now->fiber);
-    leave();
-}
-
-// Where blocks say something to each other, others often run first.
-inline void let_other_blocks() {
-    races::Quiet here;
-    now->leaves_block = now->draw(2);
-    let_others();
-}
-
-// ---- Barriers
-
-inline void meet(int barrier, int threads) {
-    races::Quiet here;
-    Block* b = now->block;
-    if (barrier < 0 || barrier >= NAMED_BARRIERS) fail("there is no barrier %d", barrier);
-    Named& n = b->named[barrier];
-    if (n.arrived && n.expected != threads) fail("barrier %d is for %d threads and for %d", barrier, n.expected, threads);
-    n.expected = threads;
-    if (++n.arrived < threads) return sleep(NAMED, barrier);
-    n.arrived = 0;
-    std::vector<races::Thread*> met = {&now->fiber->clock};
-    for (Fiber& f : b->fibers)
-        if (f.wait == NAMED && f.place == (uint64_t)barrier) wake(&f), met.push_back(&f.clock);
-    races::order(met);
-    let_others();
-}
-
-inline char* at_shared(uint32_t address, unsigned bytes) {
-    if (address % bytes) fail("shared address %u is not a multiple of %u", address, bytes);
-    if (address + (size_t)bytes > shared_size()) fail("shared address %u lies beyond the end, %zu", address, shared_size());
-    return shared_begin() + address;
-}
-
-// An mbarrier's 64 bits: arrivals that are missing, arrivals of a phase, the parity of the phase.
-struct MBarrier {
-    uint32_t missing : 24, parity : 8, count;
-};
-static_assert(sizeof(MBarrier) == 8, "");
-
-inline MBarrier* mbarrier(uint32_t address) { return (MBarrier*)at_shared(address, 8); }
-
-inline void arrive(Block* b, uint32_t address, const races::Stamp& stamp) {
-    races::Quiet here;
-    MBarrier* m = mbarrier(address);
-    if (m->missing == 0 || m->missing > m->count || m->count > 1 << 20) fail("an arrival at shared address %u, which is no mbarrier or has enough", address);
-    races::Phase& phase = b->phases[address];
-    phase.arrive(stamp);
-    if (--m->missing) return;
-    phase.complete();
-    m->missing = m->count, m->parity ^= 1;
-    for (Fiber& f : b->fibers)
-        if (f.wait == MBARRIER && f.place == address && f.seen != m->parity) wake(&f);
-}
-
-inline void wait_mbarrier(uint32_t address, uint32_t parity) {
-    races::Quiet here;
-    if (mbarrier(address)->parity == (parity & 1)) {
-        now->fiber->seen = parity & 1;
-        sleep(MBARRIER, address);
-    }
-    races::acquire(now->block->phases[address].passed);
-}
-
-// ---- Asynchronous copies
-
-// All that a fiber asked for, up to and with its first arrival at a barrier.
-inline void do_copies(Fiber* f, bool all) {
-    size_t done = 0;
-    bool arrived = false;
-    while (done < f->copies.size() && (all || !arrived)) {
-        const Copy& c = f->copies[done++];
-        if (c.to) memcpy(c.to, c.early ? c.bytes : c.from, 16);
-        else arrive(f->block, c.barrier, c.stamp), arrived = true;
-    }
-    f->copies.erase(f->copies.begin(), f->copies.begin() + done);
-}
-
-inline void copy_async(uint32_t to, const void* from, const void* caller) {
-    races::Quiet here;
-    if ((uintptr_t)from % 16) fail("a copy from an address that is no multiple of 16");
-    Copy c = {at_shared(to, 16), (const char*)from, 0, now->draw(2) == 0, {}, now->fiber->group};
-    if (c.early) memcpy(c.bytes, from, 16);
-    races::copied(c.to, c.from, caller, c.group);
-    now->fiber->copies.push_back(c);
-}
-
-inline void arrive_when_copied(uint32_t barrier) {
-    races::Quiet here;
-    now->fiber->copies.push_back({nullptr, nullptr, barrier, false, {}, now->fiber->group, races::copies_arrival()});
-}
-
-inline void wait_copies() {
-    races::Quiet here;
-    do_copies(now->fiber, true);
-    races::waited(now->fiber->group + 1);
-}
-
-// Those of all groups but the newest ``later`` closed ones and the open one.
-inline void do_groups(Fiber* f, int later) {
-    races::Quiet here;
-    races::waited(f->group - later);
-    size_t count = 0;
-    while (count < f->copies.size() && f->copies[count].group < f->group - later) count++;
-    std::vector<Copy> rest(f->copies.begin() + count, f->copies.end());
-    f->copies.resize(count);
-    do_copies(f, true);
-    f->copies = rest;
-}
-
-// ---- Warps
-
-// Every lane's operands are there, ``compute(lanes)`` turns them into results, every lane goes on with its own.
-template <class Compute>
-inline void together(uint64_t operation, Compute compute) {
-    races::Quiet here;
-    Fiber* f = now->fiber;
-    Block* b = now->block;
-    const int first = f->thread / WARP * WARP;
-    Warp& w = b->warps[f->thread / WARP];
-    if (w.arrived && w.operation != operation) fail("lanes of a warp take part in operations %s and %s",
-        std::string((const char*)&w.operation, 8).c_str(), std::string((const char*)&operation, 8).c_str());
-    w.operation = operation;
-    if (++w.arrived < WARP) return sleep(LANES, operation);
-    w.arrived = 0;
-    Fiber* lanes = &b->fibers[first];
-    compute(lanes);
-    for (int i = 0; i < WARP; i++)
-        if (lanes + i != f) wake(lanes + i);
-    let_others();
-}
-
-// What the lanes of a warp wrote before is there for all of them: other operations of a warp promise nothing of memory.
-inline void order_lanes(Fiber* lanes) {
-    std::vector<races::Thread*> met;
-    for (int i = 0; i < WARP; i++) met.push_back(&lanes[i].clock);
-    races::order(met);
-}
-
-constexpr uint64_t named(const char* text) {
-    uint64_t value = 0;
-    for (int i = 0; i < 8 && text[i]; i++) value |= (uint64_t)(unsigned char)text[i] << (8 * i);
-    return value;
-}
-
-// ---- Memory between blocks
-
-inline void changed(const void* address) {
-    races::Quiet here;
-    for (Block* b : now->blocks)
-        for (Fiber& f : b->fibers)
-            if (f.wait == VALUE && f.place == (uint64_t)(uintptr_t)address) wake(&f);
-}
-
-// A load in a waiting loop: asked for the same value once more, the fiber sleeps until it has changed.
-inline uint32_t poll(const uint32_t* address, const void* caller) {
-    races::Quiet here;
-    Fiber* f = now->fiber;
-    while (f->polled == address && f->seen == *address) sleep(VALUE, (uint64_t)(uintptr_t)address);
-    f->polled = address, f->seen = *address;
-    races::atomic(address, 4, races::READ, false, true, caller);
-    return f->seen;
-}
-
-// ---- Launches
 
 struct Position {
     Index thread, block;
@@ -399,6 +90,8 @@ inline void end_block(Block* b) {
     delete b;
 }
 
+// ---- Deadlocks
+
 inline std::string waits(const Fiber& f) {
     char text[128];
     const Named& n = f.block->named[f.place % NAMED_BARRIERS];
@@ -426,6 +119,8 @@ inline void report_deadlock() {
         }
     now->error = text;
 }
+
+// ---- Who runs next
 
 // The block that runs next; null where all of them wait.
 inline Block* choose_block() {
@@ -489,6 +184,8 @@ inline void go_on() {
     else if (now->draw(4) == 0) finish_some_copies();
 }
 
+// ---- Launches
+
 static void bad_address(int) { fail("an address where there is no memory"); }
 
 // While a kernel runs, what it reads or writes beyond all memory is an error of its own.
@@ -534,29 +231,3 @@ inline std::string launch(void (*kernel)(const void*), const void* argument, Ind
 }
 
 }  // namespace machine
-
-// ---- The words of CUDA C++
-
-#define __device__
-#define __global__
-#define __constant__
-#define __forceinline__ SHOWN_WHERE_CALLED
-#define __launch_bounds__(...)
-#define __align__(bytes) __attribute__((aligned(bytes)))
-#define __shared__ static __attribute__((section("shared_memory"), used))
-#define threadIdx machine::position.thread
-#define blockIdx machine::position.block
-#define gridDim machine::now->grid
-#define blockDim machine::now->threads
-
-struct uint2 {
-    unsigned x, y;
-};
-struct __align__(16) uint4 {
-    unsigned x, y, z, w;
-};
-struct __align__(16) float4 {
-    float x, y, z, w;
-};
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }

@@ -1,14 +1,42 @@
-// What kernels/ptx.cuh states for a GPU, and CUDA's own functions, for a CPU: over machine.hpp.
+// What kernels/ptx.cuh states for a GPU, and CUDA's own words and functions, for a CPU: over machine.hpp.
 #pragma once
 
 #include <math.h>
+
+#include "machine.hpp"
 
 typedef unsigned u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
 typedef long long i64;
 
-// ---- CUDA's own
+// ---- Words of CUDA C++
+
+#define __device__
+#define __global__
+#define __constant__
+#define __forceinline__ SHOWN_WHERE_CALLED
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __shared__ static __attribute__((section("shared_memory"), used))
+#define threadIdx machine::position.thread
+#define blockIdx machine::position.block
+#define gridDim machine::now->grid
+#define blockDim machine::now->threads
+
+struct uint2 {
+    unsigned x, y;
+};
+struct __align__(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct __align__(16) float4 {
+    float x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+// ---- Functions of CUDA C++
 
 template <class T>
 inline T bits_of(const void* from) {

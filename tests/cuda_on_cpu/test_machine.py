@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 from torch import Tensor
 
 from tests.cuda_on_cpu.cuda_on_cpu import CpuKernel, KernelError, compile_kernels, needs_compiler
+from tests.cuda_on_cpu.kernel_argument import BEGIN, Argument
 from workbench.backends.kernels.nvrtc import Launch
 
 pytestmark = needs_compiler
 SEEDS = range(6)
 KERNELS = """
-struct Argument { const int* in; int* out; u32* counter; int size; };
-extern __shared__ __align__(128) char memory[];
 __shared__ u64 full[4], empty[4];
 
 // Every thread reads what another one left.
@@ -83,19 +80,10 @@ extern "C" __global__ void warp(const Argument a) {
 """
 
 
-class Argument(ctypes.Structure):
-    _fields_ = (
-        ("input", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("counter", ctypes.c_void_p),
-        ("size", ctypes.c_int),
-    )
-
-
 def _kernel(name: str, *, waits: bool = True, empty_count: int = 1) -> CpuKernel:
     options = [f"-DWAITS={int(waits)}", f"-DEMPTY_COUNT={empty_count}"]
     return compile_kernels(
-        KERNELS, options, ["reverse", "ring", "copy", "grid", "beyond", "warp"], "Argument", 4 * 512
+        BEGIN + KERNELS, options, ["reverse", "ring", "copy", "grid", "beyond", "warp"], "Argument", 4 * 512
     )[name]
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 
 from tests.cuda_on_cpu.cuda_on_cpu import CpuKernel, Race, RaceError, compile_kernels, needs_compiler
+from tests.cuda_on_cpu.kernel_argument import BEGIN, Argument
 from workbench.backends.kernels.nvrtc import Launch
 
 pytestmark = needs_compiler
 SEEDS = range(3)
 KERNELS = """
-struct Argument { const int* in; int* out; u32* counter; int size; };
-extern __shared__ __align__(128) char memory[];
 __shared__ u64 full[2], empty[2];
 
 extern "C" __global__ void barrier(const Argument a) {
@@ -122,17 +119,8 @@ extern "C" __global__ void bytes(const Argument a) {
 NAMES = ["barrier", "arrival", "phase", "counter", "fence", "group", "lanes", "stream", "begun", "bytes"]
 
 
-class Argument(ctypes.Structure):
-    _fields_ = (
-        ("input", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("counter", ctypes.c_void_p),
-        ("size", ctypes.c_int),
-    )
-
-
 def _kernel(name: str, *, right: bool) -> CpuKernel:
-    return compile_kernels(KERNELS, [f"-DRIGHT={int(right)}"], NAMES, "Argument", 2048, races=True)[name]
+    return compile_kernels(BEGIN + KERNELS, [f"-DRIGHT={int(right)}"], NAMES, "Argument", 2048, races=True)[name]
 
 
 def _run(kernel: CpuKernel, name: str, seed: int) -> None:
@@ -145,7 +133,7 @@ def _run(kernel: CpuKernel, name: str, seed: int) -> None:
 
 
 def _line(marker: str) -> str:
-    found = [i for i, line in enumerate(KERNELS.split("\n"), 1) if marker in line.partition("//")[2]]
+    found = [i for i, line in enumerate((BEGIN + KERNELS).split("\n"), 1) if marker in line.partition("//")[2]]
     assert len(found) == 1, marker
     return f"kernel:{found[0]}"
 

@@ -48,6 +48,15 @@ def test_a_part_passes_by_its_code_and_its_words(
     assert result.seconds > 0
 
 
+def test_a_sanitizers_first_finds_are_kept(saying: object) -> None:
+    """They scroll away: a summary alone names neither the kernel nor the line."""
+    finds = [f"========= Error: Race reported in kernel_{i}.cu:7" for i in range(9)]
+    summary = "========= RACECHECK SUMMARY: 9 hazards displayed (9 errors, 0 warnings)"
+    saying("\n".join(["========= COMPUTE-SANITIZER", "ok 1e-3 a product", *finds, "=========", summary]), 9)  # type: ignore[operator]
+    kept = [find.strip("= ") for find in finds[: gpu_check.FOUND_FIRST]]
+    assert run_part("racecheck").detail == " | ".join([*kept, summary])
+
+
 def test_a_part_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import time; print('still here', flush=True); time.sleep(60)"
     monkeypatch.setattr(gpu_check, "command_of", lambda _: ([sys.executable, "-c", script], {}))

@@ -196,6 +196,24 @@ def test_a_recipe_is_saved_and_loaded(panel: RecipePanel, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+def test_a_recipe_is_saved_whole_or_not_at_all(
+    panel: RecipePanel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, held, write = tmp_path / "recipe.yaml", Recipe().to_yaml(), Path.write_text
+    path.write_text(held)
+
+    def half(path: Path, text: str, **options: str) -> int:
+        write(path, text[:5], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    panel.path.value = str(path)
+    panel.save_button.click()
+    assert "cannot be written (No space left on device)" in panel.status
+    assert path.read_text() == held
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
 def test_a_loaded_recipe_does_not_change_the_model(tmp_path: Path) -> None:
     panel = RecipePanel(BenchState(Recipe(model="mine")))
     Recipe(model="another", dtype="bfloat16").save(tmp_path / "r.yaml")

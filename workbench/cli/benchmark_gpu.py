@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import __version__
+from workbench.checkpoint.output_files import output_files
 from workbench.cli.command import Outcome, Unfinished, UsageError, gpu_memory_told, write_json
 from workbench.cli.dummy_flags import described, sizes_named
-from workbench.cli.output_files import output_files
 from workbench.cli.progress_bars import ProgressBars
 from workbench.errors import WorkbenchError
 

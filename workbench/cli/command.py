@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from workbench.checkpoint.output_files import output_files
 from workbench.errors import WorkbenchError, nearest
 
 DONE, GATE_FAILED, BAD_INPUT, CANCELLED, TERMINATED = 0, 1, 2, 130, 143
@@ -173,17 +174,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """
     text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
     try:
-        # Into a device or a pipe, or where nothing may be put beside the file.
-        if (path.exists() and not path.is_file()) or not os.access(path.resolve().parent, os.W_OK):
-            path.write_text(text, encoding="utf-8")
-            return
-        target = path.resolve()  # what a link means stays where it is
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        with output_files({"json": path}) as drafts:
+            drafts["json"].write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--json {path} cannot be written ({error.strerror})", fix="give another path") from error
 

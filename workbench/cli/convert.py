@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli.amounts import count, size
 from workbench.cli.calibration_flags import add_pace_flags, add_text_flags, check_text_flags, text_source
 from workbench.cli.command import Command, Outcome, UsageError
-from workbench.cli.dummy_flags import add_dummy_flags, described, dummy_model, require_no_preset, sizes_of_the_model
+from workbench.cli.dummy_flags import add_dummy_flags, described, model_or_dummies
 from workbench.cli.progress_bars import ProgressBars
 from workbench.cli.recipe_flags import GivenRecipe, add_recipe_flags, destination_of, given_recipe
 from workbench.recipe import SmoothQuant
@@ -73,19 +73,14 @@ def _run(args: argparse.Namespace) -> Outcome:
 
 
 def _model(args: argparse.Namespace, folder: str) -> str | DummyModel:
-    """The model's folder, or dummy weights."""
-    if folder:
-        require_no_preset(args, "--model_dir")
-        for line in sizes_of_the_model(args):
-            print(line)
-        return folder
-    dummy = dummy_model(args)
-    if dummy is None:
+    model = model_or_dummies(args, folder)
+    if model is None:
         raise UsageError(
             "no model is named", fix="give --model_dir, 'model:' in the recipe, or --preset for dummy weights"
         )
-    print(described(args))
-    return dummy
+    if not folder:
+        print(described(args))
+    return model
 
 
 def _convert(args: argparse.Namespace, given: GivenRecipe, model: str | DummyModel) -> Outcome:

@@ -105,3 +105,18 @@ def dummy_model(args: argparse.Namespace) -> DummyModel | None:
     from workbench.checkpoint.dummy_model import DummyModel
 
     return DummyModel(config)
+
+
+def model_or_dummies(args: argparse.Namespace, folder: str) -> str | DummyModel | None:
+    """The model in ``folder``, after a line for each size that it has itself; dummies for ""; None where none is named.
+
+    Raises:
+        UsageError: a model and a preset.
+        WorkbenchError: as :func:`dummy_config`.
+    """
+    if not folder:
+        return dummy_model(args)
+    require_no_preset(args, "--model_dir")
+    for line in sizes_of_the_model(args):
+        print(line)
+    return folder

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from workbench.cli.amounts import count, size
 from workbench.cli.command import Command, Outcome, UsageError
-from workbench.cli.dummy_flags import add_dummy_flags, dummy_model, require_no_preset, sizes_of_the_model
+from workbench.cli.dummy_flags import add_dummy_flags, model_or_dummies, require_no_preset
 from workbench.cli.recipe_flags import GivenRecipe, add_recipe_flags, given_recipe
 
 if TYPE_CHECKING:
-    from workbench.checkpoint.weight_source import WeightSource
     from workbench.evaluation.plan import ModelPlan, ModePlan, PartSize, PlanOptions
     from workbench.model.config import ModelConfig
     from workbench.recipe import Recipe
@@ -72,23 +71,14 @@ def _of_model(args: argparse.Namespace, given: GivenRecipe, options: PlanOptions
     from workbench.evaluation.plan import plan_source
     from workbench.quantization.convert import open_source
 
-    source = open_source(_model(args, given.recipe.model), given.recipe)
+    model = model_or_dummies(args, given.recipe.model)
+    if model is None:
+        raise UsageError("no model is named", allowed="--preset, --model_dir or --checkpoint_dir")
+    source = open_source(model, given.recipe)
     recipe = _fitted(source.config, given)
     # Who names a quantization asks about that one.
     chosen = {"weights", "kv_cache"} & {name for _, name in given.stated}
     return plan_source(source, recipe, replace(options, every_mode=not chosen))
-
-
-def _model(args: argparse.Namespace, folder: str) -> str | WeightSource:
-    if folder:
-        require_no_preset(args, "--model_dir")
-        for line in sizes_of_the_model(args):
-            print(line)
-        return folder
-    dummy = dummy_model(args)
-    if dummy is None:
-        raise UsageError("no model is named", allowed="--preset, --model_dir or --checkpoint_dir")
-    return dummy
 
 
 def _fitted(config: ModelConfig, given: GivenRecipe) -> Recipe:

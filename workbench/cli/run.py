@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.checkpoint.output_files import output_files
 from workbench.cli.command import Command, Outcome, UsageError
-from workbench.cli.output_files import output_files
 from workbench.cli.prompts import NO_TOKEN, Given, Prompts, add_prompt_flags, encoded, given_prompts
 from workbench.cli.sampling_flags import add_sampling_flags, check_sampling_flags, sampling_options
 from workbench.cli.text_stream import before_stops, display_for

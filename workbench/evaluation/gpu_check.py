@@ -26,6 +26,7 @@ from pathlib import Path
 
 import workbench
 from workbench.backends.kernels import require_gpu
+from workbench.checkpoint.output_files import output_files
 from workbench.errors import WorkbenchError
 
 ROOT = Path(workbench.__file__).parents[1]
@@ -74,8 +75,8 @@ def run_part(part: str) -> PartResult:
 
 def _said_of_failure(lines: list[str]) -> list[str]:
     """What a sanitizer found first, which the terminal has long forgotten, and the last line."""
-    found = [line.strip("= ") for line in lines if line.startswith("=========") and line.strip("= ")]
-    return [*found[1 : 1 + FOUND_FIRST], *lines[-1:]]  # the first line is its name
+    found = [line.strip("= ") for line in lines[:-1] if line.startswith("=========") and line.strip("= ")]
+    return [*found[1 : 1 + FOUND_FIRST], *lines[-1:]]  # the first line is the sanitizer's name
 
 
 def command_of(part: str) -> tuple[list[str], dict[str, str]]:
@@ -163,7 +164,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"{result.part:<10} {result.outcome:<8} {result.seconds:6.1f} s  {result.detail}")
     if args.report is not None:
         report = {"gpu": _gpu(), "version": workbench.__version__, "parts": [asdict(result) for result in results]}
-        _write(args.report, json.dumps(report, indent=2) + "\n")
+        with output_files({"report": args.report}) as drafts:
+            drafts["report"].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return int(any(result.outcome != "passed" for result in results))
 
 
@@ -180,20 +182,6 @@ def _require_writable(path: Path | None) -> None:
         raise WorkbenchError(f"--report {path} {what}", fix="give the path of a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise WorkbenchError(f"--report {path} may not be written", fix="give a path of yours")
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, but for a device or a pipe, or where nothing may be put beside the file."""
-    target = path.resolve()  # what a link means stays where it is
-    if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
-        path.write_text(text, encoding="utf-8")
-        return
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _gpu() -> str:

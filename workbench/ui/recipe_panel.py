@@ -4,7 +4,6 @@ what is allowed is the recipe's affair.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import ipywidgets
 import pandas as pd
 
 from workbench.bench.state import BenchState
+from workbench.checkpoint.output_files import output_files
 from workbench.errors import RecipeError
 from workbench.recipe import WEIGHT_KINDS, BuildLimits, Int8KVCache, Recipe
 from workbench.ui.history_buttons import HistoryButtons
@@ -149,10 +149,9 @@ class RecipePanel(Panel):
         path = self._chosen_path()
         if path.exists():
             _require_recipe(path)
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            self.recipe.save(partial)
-            os.replace(partial, path)
+            with output_files({"recipe": path}) as drafts:
+                self.recipe.save(drafts["recipe"])
         except OSError as error:
             raise RecipeError(f"recipe {path} cannot be written ({error.strerror})", fix="give another path") from error
         self.say(f"saved to {path}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.cli import output_files as module
-from workbench.cli.output_files import output_files
+from workbench.checkpoint import output_files as module
+from workbench.checkpoint.output_files import output_files
 
 
 def test_all_appear_at_the_end(tmp_path: Path) -> None:
@@ -60,6 +60,17 @@ def test_a_pipe_is_written_at_the_end(tmp_path: Path) -> None:
     reader.join(timeout=10)
     assert read == ["new"]
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system has no such links")
+def test_a_link_to_a_pipe_that_has_no_name_is_written() -> None:
+    read, write = os.pipe()
+    try:
+        with output_files({"a": Path(f"/dev/fd/{write}")}) as drafts:
+            drafts["a"].write_text("new")
+        assert os.read(read, 9) == b"new"
+    finally:
+        os.close(read), os.close(write)
 
 
 def _write_three(folder: Path) -> None:

@@ -31,7 +31,7 @@ def output_files(targets: Mapping[str, Path | None]) -> Iterator[dict[str, Path]
         for name, path in wanted.items():
             drafts[name] = _draft(path)
         yield dict(drafts)
-        _put_in_place([(drafts[name], path.resolve()) for name, path in wanted.items()])
+        _put_in_place([(drafts[name], _place(path)) for name, path in wanted.items()])
     finally:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
@@ -39,13 +39,18 @@ def output_files(targets: Mapping[str, Path | None]) -> Iterator[dict[str, Path]
 
 def _draft(path: Path) -> Path:
     """An empty new file: beside the target where it can take its name, else among the temporary files."""
-    place = path.resolve()
+    place = _place(path)
     beside = _is_replaceable(place)
     draft = _new_name(place, "partial", beside=beside)
     draft.open("xb").close()
     if beside and place.exists():
         draft.chmod(place.stat().st_mode & 0o777)
     return draft
+
+
+def _place(path: Path) -> Path:
+    """What a link means, which itself stays a link; what a link to a pipe means can be opened by the link alone."""
+    return path.resolve() if path.is_file() or not path.exists() else path
 
 
 def _new_name(place: Path, ending: str, *, beside: bool) -> Path:
