@@ -10,7 +10,8 @@
 // most, of SPLIT_ROWS or more; QUERIES heads of a group that attend
 // together; ATTENTION_SCALE of scores; MAX_SHARED bytes of shared memory; MAX_STAGES chunks that the ring holds;
 // MAX_IN_FLIGHT of them asked for and not there yet; SEGMENT values of k in shared memory; UNITS whose sums are kept at
-// once; WATCHDOG 1: a wait of seconds ends the kernel; TRACED_LAYER, whose times are kept, or -1.
+// once; OWN_CHUNKS 1: products whose x lies in shared memory are halved
+// too; WATCHDOG 1: a wait of seconds ends the kernel; TRACED_LAYER, whose times are kept, or -1.
 
 #define CONSUMERS 16
 #define PRODUCERS 4
@@ -47,16 +48,18 @@ struct Shape {
     int held_values;     // of x in one segment
     int pitch;           // bytes from one row of x to the next in shared memory
     int buffer;          // bytes of x; two of them where there are segments: one is filled while the other is read
-    int streamed;        // every warp has its own x
+    int halved;          // each half of the consumers has its own chunks: what a warp holds of x serves all units
+    int streamed;        // ... and every warp fetches its own x; otherwise x lies there for all
     int round;           // units at once: their sums fit
 
     // ``normed``: the block norms whole rows of x, so that all of them must be there.
     constexpr Shape(int kind, bool pairs, bool normed, int rows, int k)
         : glu(pairs), out_rows(pairs ? rows / 2 : rows), units(rows / 16), values(k), steps(up(k, step_values(kind))),
           chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0), buffer(0),
-          streamed(kind != 3 && !normed && (held_values > SEGMENT || (NB == 8 && chunks >= HALVES))), round(streamed ? (UNITS + 1) / HALVES : UNITS) {
+          halved(0), streamed(kind != 3 && !normed && (held_values > SEGMENT || (NB == 8 && chunks >= HALVES))), round(UNITS) {
+        halved = streamed || (OWN_CHUNKS && kind != 3 && held_values <= SEGMENT && chunks >= HALVES);
+        if (halved) round = (UNITS + 1) / HALVES, segment_chunks = HALVES;  // chunks of a unit before the next one's
         if (streamed) {
-            segment_chunks = HALVES;  // that a unit takes before the next one does
             buffer = CONSUMERS * WARP_STEPS * NB * step_values(kind) * x_width(kind);
             return;
         }
@@ -87,10 +90,11 @@ constexpr int WIDEST =
 constexpr int X_BYTES = up(larger(WIDEST, SCRATCH), 128) * 128;
 constexpr int HALF_PITCH = HIDDEN * 2 + 64;
 constexpr int HALF_BYTES = KIND == 3 || KIND_HEAD == 3 ? up(NB * HALF_PITCH, 128) * 128 : 0;
-constexpr bool STREAMS = O_SHAPE.streamed || DOWN_SHAPE.streamed;
+constexpr bool HALVED = QKV_SHAPE.halved || O_SHAPE.halved || GATE_UP_SHAPE.halved || DOWN_SHAPE.halved;
+constexpr bool HALVED_HEAD = HEAD_SHAPE.halved;
 constexpr int NORM_BYTES = up(HIDDEN * 2, 128) * 128;
 // The last unit of an odd number is divided between the halves of the consumers: it has two places, as all have in a
-// product whose x is streamed.
+// halved product.
 constexpr int SUMS_BYTES = (UNITS + 1) * HALF_WARPS * NB * 16 * 4;
 constexpr int AT_X = 0, AT_HALF = X_BYTES, AT_SUMS = AT_HALF + HALF_BYTES, AT_NORM = AT_SUMS;
 constexpr int AT_RING = AT_SUMS + larger(SUMS_BYTES, NORM_BYTES);

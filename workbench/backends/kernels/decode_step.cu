@@ -97,7 +97,7 @@ __device__ void consume(const Step& s) {
         TRACE_LAYER(index);
         STAMP(8 * which);
         float largest_here = 0.0f;
-        c.product<KIND>(m, shape, turn, x, which % 2 ? s.residual : nullptr, [&](int segment) {
+        c.product<KIND, false>(m, shape, turn, x, which % 2 ? s.residual : nullptr, [&](int segment) {
             if (which % 2) {
                 if (KIND == 3 && segment == 0) hold_scales(largest, m.input_scale);
                 load_plain<KIND>(shape, x, segment);
@@ -139,7 +139,7 @@ __device__ void consume(const Step& s) {
     }
     u64 best = 0;
     STAMP(39);
-    c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, nullptr, nullptr, [&](int) {
+    c.product<KIND_HEAD, true>(s.head, shapes[4], 4 * s.num_layers, nullptr, nullptr, [&](int) {
         const int row = thread_here() / ROW_THREADS;
         load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + row * HIDDEN, nullptr, s.head.input_scale);
     }, [&](int row, int n, float value) {
