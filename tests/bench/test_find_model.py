@@ -17,6 +17,20 @@ def test_find_model_names_what_is_allowed(tmp_path, speaking_model_dir):
         find_model("internlm/nothing-7b", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("internlm/nothing-7b", "internlm/nothing-7b"),
+        ("nothing-7b", "OWNER/NAME"),
+        ("./models/nothing-7b", "OWNER/NAME"),
+        ("a/b/nothing-7b", "OWNER/NAME"),
+    ],
+)
+def test_a_model_that_is_not_here_is_told_how_to_come(tmp_path, name, told):
+    with pytest.raises(CheckpointError, match=f"or download it first: hf download {told}$"):
+        find_model(name, tmp_path)
+
+
 def test_the_embedded_model_is_written_once(tmp_path, demo_model_dir):
     told: list[ProgressEvent] = []
     shutil.copytree(demo_model_dir, tmp_path / "embedded-model")

@@ -217,8 +217,10 @@ def test_an_engine_that_cannot_run_gives_way_to_the_gpus_kernels(half: Path, tmp
 
 def test_without_a_gpu_its_kernels_are_refused(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(BackendError, match="backend 'triton', but torch finds no CUDA GPU; use the CPU, or a machine"):
+    told = "backend 'triton' needs an NVIDIA GPU, and torch finds no CUDA GPU; use the CPU, or use a machine with an"
+    with pytest.raises(BackendError, match=told):
         open_session(half, "triton")
+    assert open_session(half).reason == "backend cpu: the fast CPU kernels, since torch finds no CUDA GPU"
 
 
 def test_an_old_gpu_is_named(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +229,8 @@ def test_an_old_gpu_is_named(half: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "Old GPU")
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: object())
     with pytest.raises(
-        BackendError, match=r"but Old GPU has compute capability 7\.5; allowed: 8\.0 \(A100\) and newer"
+        BackendError,
+        match=r"needs a newer GPU, and Old GPU has compute capability 7\.5; allowed: 8\.0 \(A100\) and newer",
     ):
         open_session(half, "triton")
     assert open_session(half).reason == "backend cpu: the fast CPU kernels, since Old GPU has compute capability 7.5"
@@ -238,7 +241,9 @@ def test_a_gpu_without_a_compiler_says_what_to_install(half: Path, monkeypatch: 
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: object())
     monkeypatch.setattr("workbench.backends.kernels.nvrtc.find_nvrtc", lambda: None)
-    with pytest.raises(BackendError, match="NVRTC, CUDA's run-time compiler, was not found; install the CUDA build"):
+    with pytest.raises(
+        BackendError, match="needs a compiler at run time, and NVRTC, CUDA's run-time compiler, was not"
+    ):
         open_session(half, "triton")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +56,7 @@ def test_the_defaults_in_the_help_are_the_gpus_too() -> None:
     pytest.importorskip("triton", reason="needs triton")
     from workbench.cli.benchmark import COMMAND
     from workbench.cli.benchmark_gpu import GPU_LISTS
-    from workbench.evaluation.gpu_benchmark import GPU_MODES, GpuBenchmarkOptions
-    from workbench.evaluation.gpu_tuning import DEFAULT_BATCHES
+    from workbench.evaluation.gpu_options import GPU_MODES, TUNED_BATCHES, GpuBenchmarkOptions
 
     options = GpuBenchmarkOptions()
     for name, text in GPU_LISTS.items():
@@ -65,7 +65,7 @@ def test_the_defaults_in_the_help_are_the_gpus_too() -> None:
     assert f"timed (default: {options.steps})" in told
     prefills = " ".join(f"{batch}x{length}" for batch, length in options.prefills)
     assert f"read at once (default: {prefills}; nothing" in told
-    assert f"--batches (default: {' '.join(map(str, DEFAULT_BATCHES))})" in told
+    assert f"--batches (default: {' '.join(map(str, TUNED_BATCHES))})" in told
     assert f"GPU: out of {' '.join(GPU_MODES)} (default: all)" in told
 
 
@@ -81,14 +81,54 @@ def test_a_preset_is_timed_on_the_cpu_where_there_is_no_gpu(
 
 
 @pytest.mark.parametrize(
-    "flags", [("--dummy",), ("--steps", "8"), ("--batches", "1"), ("--no_hugging_face",), ("--prefills",)]
+    "flags",
+    [
+        ("--dummy",),
+        ("--steps", "8"),
+        ("--batches", "1"),
+        ("--no_hugging_face",),
+        ("--prefills",),
+        ("--dummy", "--steps", "8"),
+    ],
+    ids=" ".join,
 )
 def test_flags_of_the_gpu_without_one_are_refused_before_anything_is_timed(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     told = refused("benchmark", "--preset", "internlm-7b", *flags)
-    assert "a benchmark with random weights, but torch finds no CUDA GPU; give --threads to time it on the CPU" in told
+    assert "a benchmark with random weights needs an NVIDIA GPU, and torch finds no CUDA GPU; " in told
+    named = ", ".join(flag for flag in flags if flag.startswith("--"))
+    assert f"; to time dummy weights on the CPU leave out {named} and give --threads N, or use a machine with" in told
+
+
+def test_what_is_wrong_on_the_command_line_comes_before_the_missing_gpu(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for flag in ("--dummy", "--tune"):
+        told = refused("benchmark", "--preset", "internlm-7b", flag, "--modes", "int3")
+        assert "benchmark mode 'int3'; allowed: float16, int8, int4, w8a8, float16+kv8, w8a8+kv8; did you mean" in told
+    told = refused("benchmark", "--preset", "internlm-7b", "--tune")
+    assert "tuning needs an NVIDIA GPU, and torch finds no CUDA GPU; use a machine with an NVIDIA GPU" in told
+
+
+def test_an_old_gpu_leaves_the_cpu(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "Old GPU")
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: object())
+    told = refused("benchmark", "--preset", "internlm-7b")
+    assert "to time dummy weights on the CPU give --threads N, or use a newer GPU" in told
+
+
+def test_what_fits_is_named_by_its_flags(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.evaluation.benchmark.available_bytes", lambda: 24 * 10**9)
+    told = refused("benchmark", "--preset", "internlm-7b", "--threads", "2")
+    assert "mode float32 needs about " in told
+    fitting = re.search(r"; what fits: --n_layer (\d+)$", told.strip())
+    assert fitting is not None
+    assert 4 < int(fitting[1]) < 32
 
 
 @pytest.mark.parametrize("flags", [("--preset", "internlm-7b"), ("--n_layer", "2"), ("--n_layer", "2", "--dummy")])
@@ -295,7 +335,9 @@ def test_what_is_timed_must_be_said(refused: Refused, random_model_dir: Callable
     told = refused("benchmark", *model, "--dummy", "--batches", "1")
     assert "--dummy, --batches beside --model_dir, which is timed on the CPU; give --preset in its place" in told
     told = refused("benchmark", "--preset", "internlm-7b", "--dummy", "--threads", "0")
-    assert "--threads beside --dummy; these are of the CPU and of a GPU: give those of one" in told
+    assert (
+        "--threads beside --dummy; to time on the CPU leave out --dummy; to time on a GPU leave out --threads" in told
+    )
     told = refused("benchmark", "--preset", "internlm-8b", "--dummy")
     assert "preset 'internlm-8b'; allowed: internlm-7b, internlm-20b, internlm2-1.8b, internlm2-7b" in told
     assert "did you mean 'internlm" in told

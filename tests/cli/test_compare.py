@@ -39,7 +39,9 @@ def test_the_same_model_passes(
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out
     assert "relative L2 error of ours (float32) against Hugging Face float32:" in told
-    assert "first diverging tap: none" in told
+    assert "no single tap diverges (relative L2 above 0.0001, the limit of float32)" in told
+    assert "not compared" not in told
+    assert result["left_out"] == []
     assert "gate 'same model': passed" in told
 
 
@@ -57,7 +59,25 @@ def test_another_model_fails_the_gate(
     result = result_of(*words, exit_code=1)
     assert result["summary"]["same_model"] is False
     assert result["first_divergence"] == "embedding"
-    assert "gate 'same model': FAILED: cosine p5 is " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "first diverging tap: embedding (relative L2 above 0.0001, the limit of float32)" in told
+    assert "gate 'same model': FAILED: cosine p5 is " in told
+
+
+def test_what_smoothing_rescales_is_named(
+    result_of: Result, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranges, checkpoint = tmp_path / "ranges", tmp_path / "smooth"
+    model = ("--model_dir", str(tiny_model_dir))
+    few = ("--samples", "1", "--length", "16", "--tune_samples", "1", "--rows", "4")
+    assert main(["calibrate", *model, "-o", str(ranges), *few]) == 0
+    smoothed = ("--weights", "smoothquant", "--groups", "qkv", "down", "--ranges", str(ranges))
+    assert main(["convert", *model, *smoothed, "-o", str(checkpoint)]) == 0
+    result = result_of("compare", *model, "--checkpoint_dir", checkpoint, *SHORT)
+    assert result["left_out"] == ["attention_norm", "mlp.gate_up", "mlp.act"]
+    assert not set(result["left_out"]) & {tap["site"] for tap in result["taps"]}
+    told = capsys.readouterr().out
+    assert "\nnot compared, since smoothing rescales them: attention_norm, mlp.gate_up, mlp.act\n" in told
 
 
 def test_a_text_of_ones_own(

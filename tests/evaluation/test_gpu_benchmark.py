@@ -17,14 +17,8 @@ from tests.evaluation.small_gpu_model import SMALL
 from workbench.errors import BackendError, LimitError, WorkbenchError
 from workbench.evaluation import gpu_benchmark as benchmarking
 from workbench.evaluation import gpu_reference
-from workbench.evaluation.gpu_benchmark import (
-    GPU_MODES,
-    GpuBenchmarkOptions,
-    Listeners,
-    dummy_weights,
-    gpu_benchmark,
-    timed_config,
-)
+from workbench.evaluation.gpu_benchmark import Listeners, dummy_weights, gpu_benchmark, timed_config
+from workbench.evaluation.gpu_options import GPU_MODES, GpuBenchmarkOptions
 from workbench.evaluation.gpu_reference import COMPILED_LENGTHS, EAGER_LENGTHS
 from workbench.evaluation.gpu_results import GpuBenchmarkResult
 from workbench.evaluation.gpu_work import prefill_flops, step_flops

@@ -129,7 +129,10 @@ def test_the_report_has_every_part(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "a check of the kernels, but torch finds no CUDA GPU" in capsys.readouterr().err
+    assert (
+        "a check of the kernels needs an NVIDIA GPU, and torch finds no CUDA GPU; use a machine with"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

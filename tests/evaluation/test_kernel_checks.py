@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="needs triton")
 from workbench.backends.kernels import wide_gemm
 from workbench.backends.kernels.skinny_gemm import SkinnyLinear
 from workbench.evaluation import kernel_checks
-from workbench.evaluation.gpu_benchmark import GPU_MODES
+from workbench.evaluation.gpu_options import GPU_MODES
 from workbench.evaluation.kernel_checks import (
     GROUPED,
     SIZES,

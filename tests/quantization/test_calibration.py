@@ -349,7 +349,7 @@ def test_a_device_that_is_not_there_is_refused(random_model_dir: Callable[..., P
     with pytest.raises(BackendError, match="device 'tpu'; allowed: cpu, cuda, cuda:N"):
         calibrate(random_model_dir(), make_data(), tmp_path / "out", dataclasses.replace(OPTIONS, device="tpu"))
     if not torch.cuda.is_available():
-        with pytest.raises(BackendError, match="device 'cuda', but torch finds no CUDA GPU; use device 'cpu'"):
+        with pytest.raises(BackendError, match="device 'cuda' is not there: torch finds no CUDA GPU; use device 'cpu'"):
             calibrate(random_model_dir(), make_data(), tmp_path / "out", dataclasses.replace(OPTIONS, device="cuda"))
 
 

@@ -22,10 +22,13 @@ from workbench.recipe import BuildLimits
 LIMITS = BuildLimits(max_batch_size=64, max_input_len=48, max_output_len=16)
 
 
-def small_config(kv_heads: int, *, hidden: int = 256, intermediate: int = 448, vocab: int = 320) -> ModelConfig:
-    """Three layers of 8 heads."""
-    spec = RandomModelSpec(layers=3, hidden=hidden, heads=8, kv_heads=kv_heads, intermediate=intermediate, vocab=vocab)
-    return spec.config
+def small_config(
+    kv_heads: int, *, hidden: int = 256, heads: int = 8, intermediate: int = 448, vocab: int = 320
+) -> ModelConfig:
+    """Three layers."""
+    return RandomModelSpec(
+        layers=3, hidden=hidden, heads=heads, kv_heads=kv_heads, intermediate=intermediate, vocab=vocab
+    ).config
 
 
 def random_linear(kind: str, rows: int, columns: int, seed: int) -> LinearWeight:

@@ -157,7 +157,7 @@ def test_a_backend_that_cannot_run_says_which_can(options: SessionOptions, messa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
-    with pytest.raises(BackendError, match="no CUDA GPU; use device 'cpu'"):
+    with pytest.raises(BackendError, match="device 'cuda' is not there: torch finds no CUDA GPU; use device 'cpu'"):
         TorchSession(SMALL, random_weights(), SessionOptions(torch.float32, "torch", device="cuda"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from workbench.bench.workspace import cache_root
@@ -35,9 +36,14 @@ def find_model(name: str | Path | None, cache_dir: str | Path | None = None, rep
         raise CheckpointError(
             f"model {str(name)!r} is neither a folder nor in the local cache of the hub",
             allowed="a folder of a Hugging Face checkpoint, the name of a downloaded one, or none: the embedded model",
-            fix="check the path, or download it first: hf download OWNER/NAME",
+            fix=f"check the path, or download it first: hf download {_hub_name(str(name))}",
         )
     return cached
+
+
+def _hub_name(name: str) -> str:
+    """The name as the hub has it; what none can be stands for one."""
+    return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) else "OWNER/NAME"
 
 
 def _from_hub_cache(name: str) -> Path | None:

@@ -143,13 +143,13 @@ def _session(checkpoint: Checkpoint, backend: str) -> Session:
 
 def gpu_hindrance(checkpoint: Checkpoint) -> str:
     """Why the kernels for NVIDIA GPUs are not the best choice for a checkpoint here; empty where they are."""
-    from workbench.backends.kernels import require_gpu
+    from workbench.backends.kernels import NoGpuError, require_gpu
     from workbench.evaluation.memory import free_bytes, gigabytes
 
     try:
-        require_gpu("the GPU's kernels")
-    except BackendError as error:
-        return error.given.removeprefix("the GPU's kernels, but ")
+        require_gpu("backend 'triton'")
+    except NoGpuError as error:
+        return error.reason
     if checkpoint.recipe.dtype != "float16":
         return f"the GPU's kernels are fast in float16 and the recipe says {checkpoint.recipe.dtype}"
     needed, free = weight_bytes(checkpoint), free_bytes("cuda")

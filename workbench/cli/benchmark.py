@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.cli.benchmark_gpu import FILES, GPU_FLAGS, Found, add_gpu_flags, found_kept, run_gpu
+from workbench.cli.benchmark_gpu import FILES, GPU_FLAGS, Found, add_gpu_flags, flags_given, found_kept, run_gpu
 from workbench.cli.command import Command, Outcome, UsageError
 from workbench.cli.dummy_flags import (
     add_dummy_flags,
@@ -72,13 +72,8 @@ def _timed(args: argparse.Namespace, found: Found) -> Outcome:
     return _run_cpu(args, model)
 
 
-def _given(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
-    values = {name: getattr(args, name) for name in names}
-    return [f"--{name}" for name, value in values.items() if value is not None and value is not False]
-
-
 def _require_none(args: argparse.Namespace, names: tuple[str, ...], beside: str, fix: str) -> None:
-    given = _given(args, names)
+    given = flags_given(args, names)
     if given:
         raise UsageError(f"{', '.join(given)} beside {beside}", fix=fix)
 
@@ -89,11 +84,12 @@ def _wants_gpu(args: argparse.Namespace) -> bool:
     Raises:
         UsageError: flags of both.
     """
-    gpu = _given(args, GPU_FLAGS)
+    gpu, cpu = (flags_given(args, names) for names in (GPU_FLAGS, NUMBERS))
     if gpu:
-        _require_none(args, tuple(NUMBERS), ", ".join(gpu), "these are of the CPU and of a GPU: give those of one")
+        one_of_them = f"to time on the CPU leave out {', '.join(gpu)}; to time on a GPU leave out {', '.join(cpu)}"
+        _require_none(args, tuple(NUMBERS), ", ".join(gpu), one_of_them)
         return True
-    if _given(args, tuple(NUMBERS)):
+    if cpu:
         return False
     import torch
 

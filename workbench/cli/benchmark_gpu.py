@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from workbench.errors import WorkbenchError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions
+    from workbench.evaluation.gpu_options import GpuBenchmarkOptions
     from workbench.evaluation.gpu_results import GpuBenchmarkResult
     from workbench.evaluation.gpu_tuning import TuningResult
     from workbench.model.config import ModelConfig
@@ -118,24 +118,40 @@ def run_gpu(args: argparse.Namespace, config: ModelConfig, found: Found) -> Outc
     from workbench.backends.kernels import require_gpu
 
     _check(args)
+    # Before a GPU is looked for: what is asked of it must make sense.
     if args.tune:
+        chosen = _tuning_options(args)
         require_gpu("tuning", otherwise="")
-    require_gpu("a benchmark with random weights", otherwise="give --threads to time it on the CPU")
-    return _tune(args, config) if args.tune else _time(args, config, found)
+        return _tune(args, config, chosen)
+    options = _options(args)
+    require_gpu("a benchmark with random weights", otherwise=_on_the_cpu(args))
+    return _time(args, config, options, found)
+
+
+def flags_given(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Those of the flags that the command line has."""
+    values = {name: getattr(args, name) for name in names}
+    return [f"--{name}" for name, value in values.items() if value is not None and value is not False]
+
+
+def _on_the_cpu(args: argparse.Namespace) -> str:
+    """What to change on the command line so that the same model is timed on the CPU."""
+    given = flags_given(args, GPU_FLAGS)
+    left_out = f"leave out {', '.join(given)} and " if given else ""
+    return f"to time dummy weights on the CPU {left_out}give --threads N"
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.resume and args.json is None:
         raise UsageError("--resume without --json", fix="name the file of the run that was stopped: --json FILE")
-    given = [f"--{name}" for name in TIMING_FLAGS if getattr(args, name) not in (None, False)]
+    given = flags_given(args, TIMING_FLAGS)
     if args.tune and given:
         raise UsageError(f"--tune beside {', '.join(given)}", fix="tune first, then time without --tune")
 
 
-def _time(args: argparse.Namespace, config: ModelConfig, found: Found) -> Outcome:
+def _time(args: argparse.Namespace, config: ModelConfig, options: GpuBenchmarkOptions, found: Found) -> Outcome:
     from workbench.evaluation.gpu_benchmark import Listeners, gpu_benchmark
 
-    options = _options(args)
     known = _known(args.json) if args.resume else None
     print(described(args), flush=True)
     with ProgressBars() as report:
@@ -148,7 +164,7 @@ def _time(args: argparse.Namespace, config: ModelConfig, found: Found) -> Outcom
 
 
 def _options(args: argparse.Namespace) -> GpuBenchmarkOptions:
-    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions
+    from workbench.evaluation.gpu_options import GpuBenchmarkOptions
 
     chosen: dict[str, Any] = {name: tuple(getattr(args, name)) for name in GPU_LISTS if getattr(args, name) is not None}
     if args.modes is not None:
@@ -237,16 +253,22 @@ def _print_table(table: pd.DataFrame) -> None:
     print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
 
 
-def _tune(args: argparse.Namespace, config: ModelConfig) -> Outcome:
-    from workbench.backends.kernels.nvrtc import cache_dir
-    from workbench.evaluation.gpu_benchmark import GpuBenchmarkOptions
-    from workbench.evaluation.gpu_tuning import DEFAULT_BATCHES, tune_model
+def _tuning_options(args: argparse.Namespace) -> GpuBenchmarkOptions:
+    """The modes and batches to tune for: the options refuse what is none of them."""
+    from workbench.evaluation.gpu_options import TUNED_BATCHES, GpuBenchmarkOptions
 
     modes = GpuBenchmarkOptions().modes if args.modes is None else tuple(args.modes)
-    batches = DEFAULT_BATCHES if args.batches is None else tuple(args.batches)
-    options = GpuBenchmarkOptions(modes=modes, batches=batches)  # refuses what is no mode or no batch
-    if max(batches) > max(DEFAULT_BATCHES):
-        raise UsageError(f"--batches {max(batches)} beside --tune", allowed=f"up to {max(DEFAULT_BATCHES)}")
+    batches = TUNED_BATCHES if args.batches is None else tuple(args.batches)
+    options = GpuBenchmarkOptions(modes=modes, batches=batches)
+    if max(batches) > max(TUNED_BATCHES):
+        raise UsageError(f"--batches {max(batches)} beside --tune", allowed=f"up to {max(TUNED_BATCHES)}")
+    return options
+
+
+def _tune(args: argparse.Namespace, config: ModelConfig, options: GpuBenchmarkOptions) -> Outcome:
+    from workbench.backends.kernels.nvrtc import cache_dir
+    from workbench.evaluation.gpu_tuning import tune_model
+
     print(described(args), flush=True)
     with ProgressBars() as report:
         outcome = tune_model(sizes_named(args), config, options.modes, options.batches, report)

@@ -59,6 +59,7 @@ def _run(args: argparse.Namespace) -> Outcome:
             "misses": diff.summary.misses(diff.precision),
             "precision": diff.precision,
             "first_divergence": diff.first_divergence,
+            "left_out": list(diff.left_out),
             "verdict": diff.verdict,
             "windows": diff.windows,
             "tokens": diff.tokens,
@@ -103,11 +104,22 @@ def _print(diff: LayerDiff) -> None:
         f"cosine p5 {summary.cosine_p5:.5f}, relative L2 p95 {summary.relative_l2_p95:.2e}"
     )
     print(f"perplexity: {reference} {summary.reference_perplexity:.3f}, {ours} {summary.candidate_perplexity:.3f}")
-    print(f"first diverging tap: {diff.first_divergence or 'none'}")
+    print(_divergence(diff))
+    if diff.left_out:
+        print(f"not compared, since smoothing rescales them: {', '.join(diff.left_out)}")
     if diff.verdict:
         print(diff.verdict)
     misses = diff.summary.misses(diff.precision)
     print("gate 'same model': " + (f"FAILED: {'; '.join(misses)}" if misses else "passed"))
+
+
+def _divergence(diff: LayerDiff) -> str:
+    """The first tap beyond what the precision explains. None may be, while the logits as a whole miss the gate."""
+    from workbench.evaluation.tap_error import DIVERGENCE
+
+    limit = f"relative L2 above {DIVERGENCE[diff.precision]:g}, the limit of {diff.precision}"
+    found = diff.first_divergence
+    return f"first diverging tap: {found} ({limit})" if found else f"no single tap diverges ({limit})"
 
 
 COMMAND = Command(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
-from workbench.checkpoint.available_memory import require_memory
+from workbench.checkpoint.available_memory import available_bytes, fits, require_memory
 from workbench.checkpoint.dummy_model import DummyModel
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.checkpoint.rank_parts import rank_parts, total_bytes
@@ -150,10 +150,7 @@ def benchmark(
     checkpoint = model_dir if isinstance(model_dir, DummyModel) else HFCheckpoint.open(model_dir)
     check_positions(options.prefill_len, checkpoint.config, what="the prefill prompt")
     check_positions(options.prompt_len + options.decode_tokens, checkpoint.config, what="the decoded sequence")
-    for mode in options.modes:
-        source = _in_dtype(checkpoint, MODES[mode].dtype)
-        needed = _needed_bytes(source, MODES[mode].dtype)
-        require_memory(needed, f"mode {mode}", fix="measure a smaller dtype, or a model of fewer layers")
+    _require_room(checkpoint, options.modes)
     speeds: list[Speed] = []
     with _threads(options.threads):
         for mode in options.modes:
@@ -163,15 +160,53 @@ def benchmark(
     return BenchmarkResult(name, options, _cpu_name(), torch.__version__, tuple(speeds))
 
 
+def _require_room(source: WeightSource, modes: tuple[str, ...]) -> None:
+    """Refuse modes that do not fit into memory, with what does.
+
+    Raises:
+        ResourceError: names the first that does not fit.
+    """
+    available = available_bytes()
+    if available is None:
+        return
+    for mode in modes:
+        needed = _needed_bytes(source, mode)
+        if not fits(needed, available):
+            way_out = _way_out(source, modes, available)
+            require_memory(needed, f"mode {mode}", fix=way_out, available=available)
+
+
+def _way_out(source: WeightSource, modes: tuple[str, ...], available: int) -> str:
+    """What of less memory fits: other modes of the same model, and of dummy weights fewer layers in the same modes."""
+    ways = []
+    fitting = [mode for mode in MODES if fits(_needed_bytes(source, mode), available)]
+    if fitting:
+        ways.append(f"--modes {' '.join(fitting)}")
+    if isinstance(source, DummyModel):
+        layers = max(
+            (n for n in range(1, source.config.num_layers) if _all_fit(source, n, modes, available)), default=0
+        )
+        if layers:
+            ways.append(f"--n_layer {layers}")
+    return f"what fits: {', or '.join(ways)}" if ways else "measure on a machine with more memory"
+
+
+def _all_fit(dummies: DummyModel, layers: int, modes: tuple[str, ...], available: int) -> bool:
+    """Whether every mode of a model of so many layers fits."""
+    fewer = replace(dummies, config=replace(dummies.config, num_layers=layers))
+    return all(fits(_needed_bytes(fewer, mode), available) for mode in modes)
+
+
 def _in_dtype(source: WeightSource, dtype: torch.dtype) -> WeightSource:
     """The same model; dummies are drawn in the dtype that they will be cast to, so that they need no copy."""
     return replace(source, dtype=dtype) if isinstance(source, DummyModel) else source
 
 
-def _needed_bytes(source: WeightSource, dtype: torch.dtype) -> int:
+def _needed_bytes(source: WeightSource, mode: str) -> int:
     """Memory of both sides: the weights that Hugging Face runs, with projections joined, and our packed copy."""
+    dtype = MODES[mode].dtype
     weights = rank_parts(source.config, Recipe(dtype=str(dtype).removeprefix("torch.")))
-    return source.held_bytes + 2 * total_bytes(weights) + CPU_BYTES
+    return _in_dtype(source, dtype).held_bytes + 2 * total_bytes(weights) + CPU_BYTES
 
 
 class _Pair:

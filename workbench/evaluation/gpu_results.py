@@ -23,7 +23,7 @@ TIMED_CODE = (
     "backends",
     "model",
     "runtime",
-    *(f"evaluation/gpu_{part}.py" for part in ("benchmark", "clock", "reference")),
+    *(f"evaluation/gpu_{part}.py" for part in ("benchmark", "clock", "options", "reference")),
 )
 
 
@@ -32,7 +32,7 @@ class GpuSpeed:
     """One line of the table.
 
     Attributes:
-        mode: key of :data:`workbench.evaluation.gpu_benchmark.GPU_MODES`, or "hf eager", "hf compiled".
+        mode: key of :data:`workbench.evaluation.gpu_options.GPU_MODES`, or "hf eager", "hf compiled".
         batch, context: rows, and tokens of each: before the first step, or of the prompts.
         step_ms: one token for every row, the mean over the steps; or all prompts, the median of several times.
         tokens_per_s: of all rows together; of a prefill, those of the prompts.

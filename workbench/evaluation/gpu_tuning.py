@@ -16,7 +16,8 @@ from workbench.backends.kernels import require_gpu, tuning
 from workbench.backends.kernels.skinny_gemm import Kind, SkinnyLinear, column_tiles_of, supports
 from workbench.backends.kernels.wide_gemm import choose_wide
 from workbench.backends.triton_ops import PROGRAMMATIC_LAUNCH
-from workbench.evaluation.gpu_benchmark import GPU_MODES, dummy_weights
+from workbench.evaluation.gpu_benchmark import dummy_weights
+from workbench.evaluation.gpu_options import GPU_MODES, TUNED_BATCHES
 from workbench.model.config import ModelConfig
 from workbench.model.weights import LinearWeight
 from workbench.progress import ProgressEvent, Reporter, silent
@@ -24,7 +25,6 @@ from workbench.progress import ProgressEvent, Reporter, silent
 # Up to here choices of the skinny kernel are measured: 2 to 8 rows share one, also where ``wide_gemm`` takes most of
 # them. Beyond, each weight type has its own way.
 FEW_ROWS = 8
-DEFAULT_BATCHES = (1, 8, 16, 32, 64)
 DEVICE = "cuda"
 PRODUCTS = ("qkv", "o", "gate_up", "down")
 
@@ -66,7 +66,7 @@ class Task:
     """One product to be tuned for one number of rows.
 
     Attributes:
-        mode: whose weights, a key of :data:`~workbench.evaluation.gpu_benchmark.GPU_MODES`.
+        mode: whose weights, a key of :data:`~workbench.evaluation.gpu_options.GPU_MODES`.
         name: of the product.
         columns: rows of x.
     """
@@ -97,7 +97,7 @@ def tune_model(
     name: str,
     config: ModelConfig,
     modes: tuple[str, ...] = tuple(GPU_MODES),
-    batches: tuple[int, ...] = DEFAULT_BATCHES,
+    batches: tuple[int, ...] = TUNED_BATCHES,
     report: Reporter = silent,
 ) -> TuningResult:
     """Measure and remember the tiles of a model's products; what was measured stays if this is stopped.

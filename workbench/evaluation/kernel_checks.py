@@ -27,7 +27,8 @@ from workbench.backends.kernels.int8_gemm import Int8Rows, Int8Tiles, int8_linea
 from workbench.backends.kernels.skinny_gemm import Kind, SkinnyLinear, Tiles
 from workbench.backends.kernels.wide_gemm import possible_wide, wide_linear
 from workbench.backends.torch_ops import TorchOps
-from workbench.evaluation.gpu_benchmark import GPU_MODES, dummy_weights
+from workbench.evaluation.gpu_benchmark import dummy_weights
+from workbench.evaluation.gpu_options import GPU_MODES
 from workbench.model.config import ModelConfig
 from workbench.model.presets import PRESETS
 from workbench.model.weights import DenseWeight, LinearWeight, ModelWeights, SmoothQuantWeight, on_device

@@ -4,8 +4,9 @@
 
 Every block's first thread notes the clock where a part of its work ends; printed are the mean, least and most over the
 blocks. A product whose sums do not fit at once goes in rounds: what lies between the first round's x and the last
-round's multiplication counts as "products". Blocks wait for each other in "join", so what one block does longer, the
-others spend there.
+round's multiplication counts as "products". So does waiting for later parts of an x that is streamed (o and down of 8
+rows): "x" is the first part there. Blocks wait for each other in "join", so what one block does longer, the others
+spend there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from workbench.backends.kernels import require_gpu
 from workbench.backends.kernels.decode_shape import StepTuning
 from workbench.backends.kernels.decode_step import ROWS
 from workbench.errors import WorkbenchError
-from workbench.evaluation.gpu_benchmark import GPU_MODES, ROOM, dummy_weights
+from workbench.evaluation.gpu_benchmark import ROOM, dummy_weights
+from workbench.evaluation.gpu_options import GPU_MODES
 from workbench.model.config import ModelConfig
 from workbench.model.presets import PRESETS
 from workbench.recipe import BuildLimits

@@ -23,7 +23,7 @@ from workbench.evaluation.tap_error import DIVERGENCE, TapError, diverges
 from workbench.evaluation.tap_stream import HasTaps, TapStream
 from workbench.evaluation.token_errors import TokenErrors
 from workbench.evaluation.token_texts import token_texts
-from workbench.model.taps import split_tap
+from workbench.model.taps import LAYER_SITES, split_tap
 from workbench.progress import ProgressEvent, Reporter, silent
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ class LayerDiff:
     def first_divergence(self) -> str | None:
         """The first tap of a forward pass with a relative L2 error above ``DIVERGENCE[precision]``, or None."""
         return _first_divergence(self.frame, "relative_l2", self.precision)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Sites that are not compared, in the order of a forward pass: smoothing rescales their values by design."""
+        return tuple(site for site in LAYER_SITES if site in self.options.rescaled_sites)
 
     def samples(self, tap: str) -> tuple[Tensor, Tensor]:
         """Values of reference and candidate at the same random positions of one tap, float32, at most 4096 each.

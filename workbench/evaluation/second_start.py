@@ -21,7 +21,8 @@ import torch
 
 from workbench.backends.kernels import require_gpu
 from workbench.errors import WorkbenchError
-from workbench.evaluation.gpu_benchmark import GPU_MODES, dummy_weights
+from workbench.evaluation.gpu_benchmark import dummy_weights
+from workbench.evaluation.gpu_options import GPU_MODES
 from workbench.model.presets import PRESETS
 from workbench.recipe import BuildLimits
 from workbench.runtime.cuda_session import CudaOptions, CudaSession

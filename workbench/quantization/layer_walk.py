@@ -174,4 +174,4 @@ def check_device(device: str) -> None:
     gpus = torch.cuda.device_count()
     if device != "cpu" and int(found[1] or 0) >= gpus:
         there = f"{gpus} CUDA GPUs" if gpus else "no CUDA GPU"
-        raise BackendError(f"device {device!r}, but torch finds {there}", fix="use device 'cpu'")
+        raise BackendError(f"device {device!r} is not there: torch finds {there}", fix="use device 'cpu'")

@@ -234,7 +234,7 @@ def _check_backend(options: SessionOptions) -> None:
         raise BackendError(f"backend {options.backend!r}", allowed=", ".join(OP_SETS), fix="choose one of them")
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"device {options.device!r}, but torch finds no CUDA GPU", fix="use device 'cpu'")
+        raise BackendError(f"device {options.device!r} is not there: torch finds no CUDA GPU", fix="use device 'cpu'")
     if options.backend == "cpu" and device.type != "cpu":
         raise BackendError(f"backend 'cpu' on device {options.device!r}", fix="use backend 'torch' for that device")
     if options.backend == "cpu" and options.dtype == torch.float64:

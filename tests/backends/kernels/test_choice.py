@@ -30,6 +30,11 @@ def test_the_most_probable_token_is_chosen(triton_device: str, vocab: int, dtype
     assert _chosen(logits) == logits.float().argmax(-1).tolist()
 
 
+def test_rows_apart_are_refused(triton_device: str) -> None:
+    with pytest.raises(ValueError, match="rows must follow each other"):
+        _chosen(torch.zeros(4, 8, device=triton_device)[:, :4])
+
+
 def test_of_equals_the_first_and_nan_before_all(triton_device: str) -> None:
     logits = torch.zeros(6, ELEMENTS + 50, device=triton_device)
     logits[0, [9, 3, ELEMENTS + 1]] = 4.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -219,17 +220,25 @@ CASES = [
     ("w8a8", 2, True, 2, StepTuning()),
     ("static", 4, False, 2, StepTuning()),
 ]
+SIZES = [{}, {"intermediate": 352}, {"hidden": 1024, "intermediate": 11008}]
+# Halves of the warps with parts of k of their own, where there is more than one part.
+OWN_CHUNKS = [
+    (("dense", 8, False, 1, StepTuning(own_chunks=True)), {"hidden": 1024}),
+    (("int8", 4, False, 4, StepTuning(own_chunks=True, units=5)), {"hidden": 2048, "heads": 16, "intermediate": 4128}),
+    (("int4", 8, False, 1, StepTuning(own_chunks=True)), {"hidden": 4096, "heads": 32, "intermediate": 2080}),
+    (("int4", 8, False, 8, StepTuning(own_chunks=True, units=11)), {"hidden": 4096, "heads": 32, "intermediate": 2080}),
+]
 
 
 @pytest.mark.gpu
 @needs_gpu
 @needs_hopper
-@pytest.mark.parametrize(("kind", "kv_heads", "int8_cache", "batch", "tuning"), CASES)
-@pytest.mark.parametrize("sizes", [{}, {"intermediate": 352}, {"hidden": 1024, "intermediate": 11008}], ids=str)
+@pytest.mark.parametrize(("case", "sizes"), [*itertools.product(CASES, SIZES), *OWN_CHUNKS], ids=str)
 @torch.inference_mode()
 def test_logits_are_those_of_the_plain_session(
-    kind: str, kv_heads: int, int8_cache: bool, batch: int, tuning: StepTuning, sizes: dict[str, int]
+    case: tuple[str, int, bool, int, StepTuning], sizes: dict[str, int]
 ) -> None:
+    kind, kv_heads, int8_cache, batch, tuning = case
     config = small_config(kv_heads, **sizes)
     if kind in ("w8a8", "static") and config.intermediate_size % STEP[Kind.W8A8]:
         pytest.skip("the kernel takes whole steps of W8A8 only")

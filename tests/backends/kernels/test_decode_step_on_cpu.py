@@ -37,7 +37,8 @@ class Case:
 
     Attributes:
         sizes: of :func:`small_config`.
-        rows_bytes: of shared memory for rows of x: few of them make segments of k.
+        rows_bytes: of shared memory for rows of x: with few of them long rows do not fit.
+        quick: looked through for races in every run; together they go through all parts of the kernel.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Case:
     int8_cache: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
     rows_bytes: int = decode_shape.ROWS_BYTES
+    quick: bool = False
 
     @property
     def name(self) -> str:
@@ -63,13 +65,13 @@ class Case:
 
 CASES = [
     Case("dense", [5], StepTuning(stages=6)),
-    Case("dense", [37], StepTuning(stages=5, splits=4, split_rows=8), blocks=3, sizes={"intermediate": 352}),
+    Case("dense", [37], StepTuning(stages=5, splits=4, split_rows=8), 3, sizes={"intermediate": 352}, quick=True),
     Case("dense", [7, 40], StepTuning(stages=4, splits=3, split_rows=8), kv_heads=8, int8_cache=True),
     Case("dense", [7, 40, 3, 2], StepTuning(stages=4, units=2), blocks=3, kv_heads=2),  # odd numbers of units
     Case("dense", EIGHT, StepTuning(stages=3, units=3, split_rows=8), 3, sizes=LONG, rows_bytes=32 << 10),
     Case("static", EIGHT[:2], StepTuning(stages=3, units=3), 3, sizes=LONG, rows_bytes=8 << 10),
     Case("int8", EIGHT[:4], StepTuning(stages=4), 3, sizes=LONG_AND_ODD, rows_bytes=16 << 10),
-    Case("int4_64", EIGHT, StepTuning(stages=3, units=3), 3, sizes=LONG_AND_ODD, rows_bytes=32 << 10),
+    Case("int4_64", EIGHT, StepTuning(stages=3, units=3), 3, sizes=LONG_AND_ODD, rows_bytes=32 << 10, quick=True),
     Case("dense", EIGHT, StepTuning(stages=3), blocks=5, sizes={"hidden": 1024}),  # o's rows are streamed, and fit
     Case("int8", [9], StepTuning(stages=5, units=1), blocks=1),
     Case("int8", EIGHT, StepTuning(stages=5), blocks=3, kv_heads=2, int8_cache=True),
@@ -78,7 +80,15 @@ CASES = [
     Case("int4_128", EIGHT, StepTuning(stages=4, in_flight=2), kv_heads=8, int8_cache=True),
     Case("int4_0", [9], StepTuning(stages=5), kv_heads=8),
     Case("w8a8", [9], StepTuning(stages=5), kv_heads=8, sizes={"hidden": 512}),
-    Case("w8a8", [9, 33], StepTuning(stages=3, units=2, splits=3, split_rows=8), blocks=3, kv_heads=2, int8_cache=True),
+    Case(
+        "w8a8",
+        [9, 33],
+        StepTuning(stages=3, units=2, splits=3, split_rows=8),
+        blocks=3,
+        kv_heads=2,
+        int8_cache=True,
+        quick=True,
+    ),
     Case("static", [9, 3], StepTuning(stages=5, units=5), blocks=3),
     Case("dense/w8a8", [9, 3], StepTuning(stages=5)),  # an INT8 head under float16 layers
     Case("w8a8/int8", [9], StepTuning(stages=5), blocks=3),
@@ -89,6 +99,7 @@ CASES = [
     Case("dense", [5], OWN, 3, sizes={"hidden": 512, "intermediate": 1312}),  # an odd number of parts
     Case("int8", EIGHT[:4], OWN, 5, kv_heads=2, sizes={"hidden": 1024, "intermediate": 2112}, rows_bytes=16 << 10),
     Case("dense", EIGHT, OWN, 20, sizes={"hidden": 1024, "intermediate": 1056}),
+    Case("int4_128", EIGHT, OWN, 7, kv_heads=1, sizes={"hidden": 2176, "heads": 17, "intermediate": 384}),
     Case("w8a8/dense", [9, 3], OWN, 3, sizes={"hidden": 1024}),  # of float16 alone: the head
 ]
 
@@ -123,17 +134,16 @@ def _pair(case: Case, *, races: bool = False) -> Pair:
 
 RACED = [
     Case("int8", EIGHT[:4], StepTuning(stages=5), blocks=3),
-    Case("int4_128", EIGHT, StepTuning(stages=4, units=3), sizes={"intermediate": 352}),
+    Case("int4_128", EIGHT, StepTuning(stages=4, units=3), sizes={"intermediate": 352}, quick=True),
     Case("w8a8", [9], StepTuning(stages=4), blocks=3, kv_heads=2, int8_cache=True),
     Case("w8a8", EIGHT, StepTuning(stages=4), kv_heads=2, int8_cache=True),
     # More blocks than units of attention: all warps of a block take one together.
     Case("w8a8", [37], StepTuning(stages=4, splits=3, split_rows=8), blocks=14, kv_heads=2, int8_cache=True),
 ]
-QUICK = [CASES[1], CASES[7], CASES[16], RACED[1]]  # they go through all parts of the kernel
 
 
 def _raced(case: Case) -> Any:
-    return pytest.param(case, id=case.name, marks=[] if case in QUICK else pytest.mark.slow)
+    return pytest.param(case, id=case.name, marks=[] if case.quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

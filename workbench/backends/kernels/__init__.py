@@ -12,37 +12,60 @@ LEAST_CAPABILITY = (8, 0)  # the first whose processors have the matrix instruct
 ON_THE_CPU = "use the CPU"
 
 
+class NoGpuError(BackendError):
+    """No GPU here can run these kernels.
+
+    Args:
+        what: was asked for.
+        needs: what it needs.
+        reason: what is in the way, as a clause that can stand alone: "torch finds no CUDA GPU".
+        allowed: the GPUs that could.
+        fix: what to do.
+    """
+
+    def __init__(
+        self, what: str, needs: str, reason: str, *, allowed: str | None = None, fix: str | None = None
+    ) -> None:
+        super().__init__(f"{what} needs {needs}, and {reason}", allowed=allowed, fix=fix)
+        self.reason = reason
+
+
 def require_gpu(what: str, otherwise: str = ON_THE_CPU) -> None:
     """Refuse what needs these kernels on a machine that cannot run them; imports torch, but not Triton.
 
     Args:
-        what: is asked for, as the message should begin.
+        what: is asked for, as the subject of "needs an NVIDIA GPU".
         otherwise: what can be done without a GPU, as the message should say it; empty where nothing can.
 
     Raises:
-        BackendError: torch finds no CUDA device, or one that is too old, or Triton or NVRTC is not installed.
+        NoGpuError: torch finds no CUDA device, or one that is too old, or Triton or NVRTC is not installed.
     """
     import torch
 
     if not torch.cuda.is_available():
-        raise BackendError(f"{what}, but torch finds no CUDA GPU", fix=_fix(otherwise, "a machine with an NVIDIA GPU"))
+        fix = _fix(otherwise, "a machine with an NVIDIA GPU")
+        raise NoGpuError(what, "an NVIDIA GPU", "torch finds no CUDA GPU", fix=fix)
     if importlib.util.find_spec("triton") is None:
-        raise BackendError(f"{what}, but Triton is not installed", fix="pip install triton")
+        raise NoGpuError(what, "Triton", "Triton is not installed", fix="pip install triton")
     if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
         major, minor = torch.cuda.get_device_capability()
-        raise BackendError(
-            f"{what}, but {torch.cuda.get_device_name()} has compute capability {major}.{minor}",
+        raise NoGpuError(
+            what,
+            "a newer GPU",
+            f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}",
             allowed="8.0 (A100) and newer",
             fix=_fix(otherwise, "a newer GPU"),
         )
     from workbench.backends.kernels.nvrtc import find_nvrtc
 
     if find_nvrtc() is None:
-        raise BackendError(
-            f"{what}, but NVRTC, CUDA's run-time compiler, was not found",
+        raise NoGpuError(
+            what,
+            "a compiler at run time",
+            "NVRTC, CUDA's run-time compiler, was not found",
             fix="install the CUDA build of torch, or `pip install nvidia-cuda-nvrtc`",
         )
 
 
 def _fix(otherwise: str, machine: str) -> str:
-    return f"{otherwise}, or {machine}" if otherwise else f"use {machine}"
+    return f"{otherwise}, or use {machine}" if otherwise else f"use {machine}"

@@ -51,7 +51,12 @@ def choose_most_probable(logits: Tensor, ids: Tensor, start: Tensor, *, overlap:
         ids: int64 ``[rows]``, written.
         start: int32 ``[rows]``, one more afterwards.
         overlap: see :func:`launch_options`.
+
+    Raises:
+        ValueError: the logits are not contiguous.
     """
+    if not logits.is_contiguous():
+        raise ValueError(f"logits with strides {logits.stride()}: rows must follow each other")
     rows, features = logits.shape
     parts = triton.cdiv(features, ELEMENTS)
     keys = torch.empty(rows, parts, dtype=torch.int64, device=logits.device)

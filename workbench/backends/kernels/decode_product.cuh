@@ -123,7 +123,7 @@ __device__ __forceinline__ void hold_residual(const u16* residual, int base, int
 struct Places {
     int first, second;
     __device__ __forceinline__ Places(const Shape& shape, int unit_in_base, int count) : first(unit_in_base), second(-1) {
-        if ((HALVED || HALVED_HEAD) && shape.halved) first = HALVES * unit_in_base, second = first + 1;
+        if ((HALVED || HALVED_HEAD) && shape.is_halved()) first = HALVES * unit_in_base, second = first + 1;
         else if (count % 2 && unit_in_base == count - 1) second = UNITS;
     }
 };
@@ -197,8 +197,7 @@ struct OwnColumns {
             else *(uint4*)place = make_uint4(0, 0, 0, 0);
         }
     }
-    // Of ``chunk``, of which there are ``steps`` from this warp's first on: the second lies HALF_WARPS further.
-    __device__ __forceinline__ void take(int chunk, int steps, Columns<K>& one, Columns<K>& two) const {
+    __device__ __forceinline__ void take(int first, Columns<K>& one, Columns<K>& two) const {
         const int n = lane / 4;
         if (n >= NB) return;
         if (is_streamed(shape)) {
@@ -209,6 +208,7 @@ struct OwnColumns {
             }
             return;
         }
+        const int chunk = first + 1 < shape.chunks ? first + half : first, steps = shape.steps - chunk * CHUNK_STEPS - warp;
         const u32 from = shared_address(memory + AT_X + n * shape.pitch + (chunk * CHUNK_STEPS + warp) * width + lane % 4 * 16);
         if (steps > 0) load_columns<K>(one, from, true);
         if (steps > HALF_WARPS) load_columns<K>(two, from + HALF_WARPS * width, true);
@@ -231,15 +231,14 @@ struct Consumer {
 #pragma unroll 1
         do {  // once where a block has nothing to multiply: what ``load`` does besides is wanted
             const int end = min(base + shape.round, share.end);
-            const bool begins = base == share.begin;
-            if (halves && shape.halved) {
+            if ((HALVED || HALVED_HEAD) && shape.is_halved()) {
                 if constexpr (halves) {
-                    if (begins && !is_streamed(shape)) load(0);
-                    group_copies();
-                    add_halved<K>(m, shape, base, end, plain, residual, begins ? stamp : -1);
+                    if (base == share.begin && !is_streamed(shape)) load(0);
+                    if (!is_streamed(shape)) group_copies();
+                    add_halved<K>(m, shape, base, end, plain, residual, base == share.begin ? stamp : -1);
                 }
             } else {
-                add_segments<K>(m, shape, base, end, shape.segments > 1 || begins ? 0 : 1, residual, load, stamp);
+                add_segments<K>(m, shape, base, end, shape.segments > 1 || base == share.begin ? 0 : 1, residual, load, stamp);
             }
             STAMP(stamp + 1);
             wait_copies();
@@ -358,19 +357,22 @@ struct Consumer {
         const u32 scales = ring_address + CHUNK_STEPS * 1024 + warp * GROUPS * 64 + lane / 4 * 4;
         const u32 full_address = shared_address(full_barrier), empty_address = shared_address(empty_barrier);
         const bool streamed = is_streamed(shape);
-        const int units = end - base, apart = ScalePlace(shape.glu, 0).apart;
+        const int units = end - base, count = units * shape.chunks;
+        const int glu = OWN_CHUNKS ? shape.glu : 0, apart = ScalePlace(glu, 0).apart;
         Ring at = ring;
         at.advance(half);
-        ring.advance(units * shape.chunks);
-        int left = (units * shape.chunks - half + 1) / HALVES;
+        ring.advance(count);
+        int left = (count - half + 1) / HALVES;
         const OwnColumns<K> own(shape, x, half, warp, lane);
         if (streamed) own.ask(0);
         group_copies();
         hold_rows(m, shape, base, end);
-        if (residual) hold_residual(residual, base, end);
+        if (!OWN_CHUNKS || residual) hold_residual(residual, base, end);
         group_copies();
-        wait_groups<1>();  // the rows' scales may come later
-        if (!streamed) consumers_meet();
+        if (!streamed) {
+            wait_groups<1>();  // the rows' scales may come later
+            consumers_meet();
+        }
         Sums<K> even = {}, odd = {};
         Fragment<K> one = {}, two = {};
         Columns<K> x_one = {}, x_two = {};
@@ -383,22 +385,23 @@ struct Consumer {
         }
 #pragma unroll 1
         for (int first = 0; first < shape.chunks; first += HALVES) {
-            const bool both = first + 1 < shape.chunks;
-            const int chunk = both ? first + half : first, steps = shape.steps - chunk * CHUNK_STEPS - warp;
             if (streamed) {
                 if (first) wait_groups<0>();
+                else wait_groups<1>();
                 __syncwarp();
             }
-            own.take(chunk, steps, x_one, x_two);
+            own.take(first, x_one, x_two);
+            if (streamed) __syncwarp();
+            if (first == 0 && stamp >= 0) STAMP(stamp);
             if (streamed) {
-                __syncwarp();
                 own.ask(first + HALVES);
                 group_copies();
             }
-            if (first == 0 && stamp >= 0) STAMP(stamp);
+            const bool both = first + 1 < shape.chunks;
+            const int steps = shape.steps - (both ? first + half : first) * CHUNK_STEPS - warp;  // 0 or less: beyond k
 #pragma unroll 1
             for (int unit = both ? 0 : half; unit < units; unit += both ? 1 : HALVES) {
-                const ScalePlace place(shape.glu, base + unit);
+                const ScalePlace place(glu, base + unit);
                 load(two, 1);
                 __syncwarp();
                 if (lane == 0) arrive(empty_address + at.slot * 8);

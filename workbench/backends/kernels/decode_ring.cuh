@@ -81,7 +81,7 @@ struct Walk {
     __device__ __forceinline__ const Shape& shape(const Step& s) const { return shapes[turn < 4 * s.num_layers ? turn % 4 : 4]; }
 
     __device__ __forceinline__ void next(const Step& s) {
-        if ((HALVED || HALVED_HEAD) && turn >= 0 && shape(s).halved) {  // chunks of a pair take turns, unit by unit
+        if ((HALVED || HALVED_HEAD) && turn >= 0 && shape(s).is_halved()) {  // chunks of a pair take turns, unit by unit
             if (++chunk < past) return;
             chunk = first;
             if (++unit < end) return;
