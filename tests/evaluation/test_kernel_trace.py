@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.evaluation.small_gpu_model import SMALL
+from workbench.backends.kernels.decode_shape import StepTuning
 from workbench.backends.kernels.decode_step import MOST_STAMPS, can_run_on, source
 from workbench.evaluation import kernel_trace
 from workbench.evaluation.kernel_trace import ATTENTION_STAMPS, HEAD_STAMPS, main, spans, traced
@@ -62,7 +63,20 @@ def test_the_table_has_a_line_for_every_span(
     if found is None:
         assert printed == "int8, batch 2: goes operation by operation on this GPU\n"
     else:
-        assert len(printed.splitlines()) == 1 + len(found)
+        assert len(printed.splitlines()) == 2 + len(found)
+        layer = sum(span.mean for span in found if not span.name.startswith(("head", "choice")))
+        assert printed.splitlines()[-1].split() == ["the", "layer", f"{layer:.0f}"]
+
+
+def test_another_tuning_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(kernel_trace, "require_gpu", lambda *_, **__: None)
+    given: list[object] = []
+    monkeypatch.setattr(kernel_trace, "traced", lambda *told: given.append(told[-1]))
+    assert main(["--modes", "int4", "--batches", "8", "--units", "11", "--own_chunks"]) == 0
+    assert given == [StepTuning(units=11, own_chunks=True)]
+    capsys.readouterr()
+    assert main(["--units", "0"]) == 2
+    assert "--units 0; allowed: 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("context", [0, 5000])

@@ -1,6 +1,7 @@
 """Where the kernel for a whole decoding step spends its time: cycles between timestamps of one layer and of the head.
 
     python -m workbench.evaluation.kernel_trace [--modes int4] [--batches 1 8] [--context 128] [--preset internlm-7b]
+                                                [--units 7] [--own_chunks]
 
 Every block's first thread notes the clock where a part of its work ends; printed are the mean, least and most over the
 blocks. A product whose sums do not fit at once goes in rounds: what lies between the first round's x and the last
@@ -72,8 +73,17 @@ def spans(stamps: Tensor) -> list[Span]:
     return found
 
 
-def traced(config: ModelConfig, mode: str, batch: int, context: int) -> list[Span] | None:
+def traced(
+    config: ModelConfig, mode: str, batch: int, context: int, tuning: StepTuning | None = None
+) -> list[Span] | None:
     """Spans of one decoding step with random weights; None where this model and batch do not decode in one kernel.
+
+    Args:
+        config: of the model, of which a few layers are taken.
+        mode: one of :data:`GPU_MODES`.
+        batch: rows.
+        context: tokens in the cache.
+        tuning: of the kernel; the default where None.
 
     Raises:
         WorkbenchError: the model has no positions for the context.
@@ -86,7 +96,7 @@ def traced(config: ModelConfig, mode: str, batch: int, context: int) -> list[Spa
     session = CudaSession(config, dummy_weights(config, GPU_MODES[mode]), CudaOptions(torch.float16, limits))
     try:
         session.fill_randomly(batch, context)
-        kernel = session.one_kernel(StepTuning(traced_layer=LAYERS - 1))
+        kernel = session.one_kernel(replace(tuning or StepTuning(), traced_layer=LAYERS - 1))
         if kernel is None:
             return None
         for _ in range(WARM_UP):
@@ -107,11 +117,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", nargs="+", choices=GPU_MODES, default=["float16", "int4"], help="weight types")
     parser.add_argument("--batches", nargs="+", type=int, choices=ROWS, default=[1, 8], help="rows")
     parser.add_argument("--context", type=int, default=128, help="tokens in the cache")
+    parser.add_argument("--units", type=int, default=StepTuning.units, help="units of rows whose sums are kept at once")
+    parser.add_argument("--own_chunks", action="store_true", help="parts of k for each half of the warps")
     args = parser.parse_args(words)
+    tuning = StepTuning(units=args.units, own_chunks=args.own_chunks)
     try:
+        if args.units < 1:
+            raise WorkbenchError(f"--units {args.units}", allowed="1 or more")
         require_gpu("a trace of the decode kernel", otherwise="")
         for mode, batch in itertools.product(args.modes, args.batches):
-            found = traced(PRESETS[args.preset], mode, batch, args.context)
+            found = traced(PRESETS[args.preset], mode, batch, args.context, tuning)
             _print(f"{mode}, batch {batch}", args.context, found)
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -126,6 +141,8 @@ def _print(case: str, context: int, found: list[Span] | None) -> None:
     print(f"{case}, context {context}: cycles of one layer, then of the head")
     for span in found:
         print(f"  {span.name:<26} {span.mean:9.0f}  ({span.least} to {span.most})")
+    layer = sum(span.mean for span in found if span.name not in HEAD)
+    print(f"  {'the layer':<26} {layer:9.0f}")
 
 
 if __name__ == "__main__":
