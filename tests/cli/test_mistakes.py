@@ -50,6 +50,8 @@ MISTAKES = {
     "run --engine_dir C --tokenizer_dir C --input_text a": NO_TOKENIZER,
     "run --engine_dir C --tokenizer_dir M/config.json --input_text a": "config.json is a file; give the model's folder",
     "run --model_dir M --input_text a": "--model_dir is no flag; convert the model first, workbench convert",
+    "run --engine_dir C --tokenizer_dir M --prompt a": "--prompt is no flag; give it as --input_text",
+    "run --engine_dir C --tokenizer_dir M --prompts a": "--prompts is no flag; give it as --input_text",
     "run --engine_dir C --tokenizer_dir M --input_text a --temperature hot": "invalid float value: 'hot'",
     "run --engine_dir C --tokenizer_dir M --input_file none.txt": "none.txt does not exist; give the path of a file",
     "summarize --test_trt_llm --engine_dir none --tokenizer_dir M": "folder none does not exist",

@@ -231,5 +231,6 @@ workbench run --engine_dir demo/engine --tokenizer_dir demo/model --input_file p
         "--model_dir": _CONVERT_FIRST,
         "--hf_model_dir": _CONVERT_FIRST,
         "--max_input_length": "prompts are not cut: shorten those that are too long",
+        **dict.fromkeys(("--prompt", "--prompts"), "give it as --input_text"),
     },
 )
