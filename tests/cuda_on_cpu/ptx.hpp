@@ -144,6 +144,10 @@ inline void wait_groups() { machine::do_groups(machine::now->fiber, LATER); }
 // ---- Threads and blocks that wait for each other
 
 inline int thread_here() { return (int)machine::position.thread.x; }
+template <int COUNT>
+inline void give_registers() {}
+template <int COUNT>
+inline void take_registers() {}
 template <int THREADS>
 inline void meet(int barrier) { machine::meet(barrier, THREADS); }
 SHOWN_WHERE_CALLED void init_barrier(u64* barrier, u32 count) {

@@ -72,8 +72,8 @@ def test_another_tuning_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(kernel_trace, "require_gpu", lambda *_, **__: None)
     given: list[object] = []
     monkeypatch.setattr(kernel_trace, "traced", lambda *told: given.append(told[-1]))
-    assert main(["--modes", "int4", "--batches", "8", "--units", "11", "--own_chunks"]) == 0
-    assert given == [StepTuning(units=11, own_chunks=True)]
+    assert main(["--modes", "int4", "--batches", "8", "--units", "11"]) == 0
+    assert given == [StepTuning(units=11)]
     capsys.readouterr()
     assert main(["--units", "0"]) == 2
     assert "--units 0; allowed: 1 or more" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Where the kernel for a whole decoding step spends its time: cycles between timestamps of one layer and of the head.
 
     python -m workbench.evaluation.kernel_trace [--modes int4] [--batches 1 8] [--context 128] [--preset internlm-7b]
-                                                [--units 7] [--own_chunks]
+                                                [--units 7]
 
 Every block's first thread notes the clock where a part of its work ends; printed are the mean, least and most over the
 blocks. A product whose sums do not fit at once goes in rounds: what lies between the first round's x and the last
@@ -118,9 +118,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", nargs="+", type=int, choices=ROWS, default=[1, 8], help="rows")
     parser.add_argument("--context", type=int, default=128, help="tokens in the cache")
     parser.add_argument("--units", type=int, default=StepTuning.units, help="units of rows whose sums are kept at once")
-    parser.add_argument("--own_chunks", action="store_true", help="parts of k for each half of the warps")
     args = parser.parse_args(words)
-    tuning = StepTuning(units=args.units, own_chunks=args.own_chunks)
+    tuning = StepTuning(units=args.units)
     try:
         if args.units < 1:
             raise WorkbenchError(f"--units {args.units}", allowed="1 or more")

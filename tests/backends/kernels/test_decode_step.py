@@ -41,7 +41,7 @@ from workbench.runtime.persistent_decode import prepared_kernel, step_model, why
 from workbench.runtime.session import SessionOptions, TorchSession
 
 HALF = torch.float16
-LARGEST_SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_120": 99 << 10}
+LARGEST_SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_90a": 227 << 10, "sm_120": 99 << 10}
 SHAPE_7B = StepShape(1, Kind.FLOAT16, Kind.FLOAT16, 1, 1, 4096, 11008, 32, 32, 128, 103168)
 
 
@@ -52,19 +52,32 @@ def _is_new_enough() -> bool:
 needs_hopper = pytest.mark.skipif(not _is_new_enough(), reason="needs a GPU of compute capability 9.0")
 
 
-def _compiled(shape: StepShape, architecture: str = "sm_90", extra: str = "") -> bytes:
+def _compiled(shape: StepShape, architecture: str = "sm_90a", extra: str = "") -> bytes:
     shared = dynamic_shared_bytes(shape, StepTuning(), LARGEST_SHARED[architecture])
     return compile_cubin(source() + extra, options(shape, StepTuning(), shared, 132), architecture)
 
 
 @needs_nvrtc
 @pytest.mark.parametrize(("kind", "architecture"), [
-    *((kind, "sm_90") for kind in Kind),
-    *((Kind.INT4, architecture) for architecture in LARGEST_SHARED if architecture != "sm_90"),
+    *((kind, "sm_90a") for kind in Kind),
+    *((Kind.INT4, architecture) for architecture in LARGEST_SHARED if architecture != "sm_90a"),
 ])  # fmt: skip
 def test_it_compiles_for_every_architecture(kind: Kind, architecture: str) -> None:
     shape = replace(SHAPE_7B, kind=kind, subs_per_group=4)
     assert _compiled(shape, architecture).startswith(b"\x7fELF")
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("kind", "rows"), [(Kind.FLOAT16, 1), (Kind.INT4, 8), (Kind.W8A8, 2)])
+def test_the_launch_has_the_registers_that_warps_exchange(kind: Kind, rows: int) -> None:
+    shape = replace(SHAPE_7B, kind=kind, rows=rows, subs_per_group=4)
+    code = _compiled(shape, extra=f"static_assert(LAUNCH_REGISTERS == {kernels.LAUNCH_REGISTERS});")
+    attribute = b"\x04\x2f\x08\x00"  # EIATTR_REGCOUNT of .nv.info: then a symbol and its registers
+    assert [
+        int.from_bytes(code[place + 8 : place + 12], "little")
+        for place in range(len(code))
+        if code.startswith(attribute, place)
+    ] == [kernels.LAUNCH_REGISTERS]
 
 
 @needs_nvrtc
@@ -221,19 +234,12 @@ CASES = [
     ("static", 4, False, 2, StepTuning()),
 ]
 SIZES = [{}, {"intermediate": 352}, {"hidden": 1024, "intermediate": 11008}]
-# Halves of the warps with parts of k of their own, where there is more than one part.
-OWN_CHUNKS = [
-    (("dense", 8, False, 1, StepTuning(own_chunks=True)), {"hidden": 1024}),
-    (("int8", 4, False, 4, StepTuning(own_chunks=True, units=5)), {"hidden": 2048, "heads": 16, "intermediate": 4128}),
-    (("int4", 8, False, 1, StepTuning(own_chunks=True)), {"hidden": 4096, "heads": 32, "intermediate": 2080}),
-    (("int4", 8, False, 8, StepTuning(own_chunks=True, units=11)), {"hidden": 4096, "heads": 32, "intermediate": 2080}),
-]
 
 
 @pytest.mark.gpu
 @needs_gpu
 @needs_hopper
-@pytest.mark.parametrize(("case", "sizes"), [*itertools.product(CASES, SIZES), *OWN_CHUNKS], ids=str)
+@pytest.mark.parametrize(("case", "sizes"), itertools.product(CASES, SIZES), ids=str)
 @torch.inference_mode()
 def test_logits_are_those_of_the_plain_session(
     case: tuple[str, int, bool, int, StepTuning], sizes: dict[str, int]

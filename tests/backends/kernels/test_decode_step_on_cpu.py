@@ -26,7 +26,6 @@ SEEDS = (1, 2)
 BARRIER = "    consumers_meet();\n    if (here % 32 == 0) warp_values[warp] = value;\n"  # of row_reduced()
 LONG = {"intermediate": 5120}
 LONG_AND_ODD = {"intermediate": 5184}  # values of k that fill neither a step of INT4 nor a chunk
-OWN = StepTuning(stages=4, units=5, own_chunks=True)
 LINEARS = ("qkv", "o", "gate_up", "down")
 EIGHT = [9, 3, 1, 40, 30, 20, 11, 10]
 
@@ -95,12 +94,6 @@ CASES = [
     # Streamed products with one unit at a time, and blocks that have none.
     Case("int4_64", EIGHT, StepTuning(stages=4, units=1), 17, sizes=LONG_AND_ODD, rows_bytes=32 << 10),
     Case("dense", EIGHT[:2], StepTuning(stages=4, units=4), 18, sizes=LONG, rows_bytes=8 << 10),
-    # Every half of the warps with its own parts of k, where x lies in shared memory too.
-    Case("dense", [5], OWN, 3, sizes={"hidden": 512, "intermediate": 1312}),  # an odd number of parts
-    Case("int8", EIGHT[:4], OWN, 5, kv_heads=2, sizes={"hidden": 1024, "intermediate": 2112}, rows_bytes=16 << 10),
-    Case("dense", EIGHT, OWN, 20, sizes={"hidden": 1024, "intermediate": 1056}),
-    Case("int4_128", EIGHT, OWN, 7, kv_heads=1, sizes={"hidden": 2176, "heads": 17, "intermediate": 384}),
-    Case("w8a8/dense", [9, 3], OWN, 3, sizes={"hidden": 1024}),  # of float16 alone: the head
 ]
 
 

@@ -1,17 +1,16 @@
 // What the parts of the decode kernel share: sizes of a model's matrices, shared memory, the structures of a launch.
 //
 // A unit is 16 rows of a matrix (8 of gate and 8 of up under SwiGLU), a step 64 bytes of each row, a chunk 16 steps of
-// one unit: two for every warp of a half of the consumers. Where no norm needs whole rows of x, and they do not fit shared
-// memory or are 8, every warp streams what it multiplies of them through two steps of its own; W8A8, which quantizes rows,
-// goes through k in segments.
+// one unit: two for every warp of a half of the consumers. Where rows of x do not fit shared memory, or are 8, every warp
+// streams what it multiplies of them through two steps of its own; W8A8, which quantizes rows, goes through k in segments.
 //
 // Macros: NB rows of x (1, 2, 4, 8); KIND and KIND_HEAD of the weights, as in skinny_gemm.cu; GROUPS scales a step and
 // row, each of SUBS_PER_GROUP times 32 values (INT4); BLOCKS of the grid; HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM,
 // VOCAB of the model; KV8 for an INT8 cache; SCALE_STRIDE 1 where every head has its scale; SPLITS of a row's keys at
-// most, of SPLIT_ROWS or more; QUERIES heads of a group that attend together; ATTENTION_SCALE of scores; MAX_SHARED bytes
-// of shared memory; MAX_STAGES chunks that the ring holds; MAX_IN_FLIGHT of them asked for and not there yet; SEGMENT
-// values of k in shared memory; UNITS whose sums are kept at once; OWN_CHUNKS 1: products whose x lies in shared memory are
-// halved too; WATCHDOG 1: a wait of seconds ends the kernel; TRACED_LAYER, whose times are kept, or -1.
+// most, of SPLIT_ROWS or more; QUERIES heads of a group that attend
+// together; ATTENTION_SCALE of scores; MAX_SHARED bytes of shared memory; MAX_STAGES chunks that the ring holds;
+// MAX_IN_FLIGHT of them asked for and not there yet; SEGMENT values of k in shared memory; UNITS whose sums are kept at
+// once; WATCHDOG 1: a wait of seconds ends the kernel; TRACED_LAYER, whose times are kept, or -1.
 
 #define CONSUMERS 16
 #define PRODUCERS 4
@@ -21,10 +20,15 @@
 #define CHUNK_STEPS (HALF_WARPS * WARP_STEPS)
 #define CONSUMER_THREADS (CONSUMERS * 32)
 #define PRODUCER_THREADS (PRODUCERS * 32)
+#define LAUNCH_REGISTERS 96
+#define CONSUMER_REGISTERS 112
+#define PRODUCER_REGISTERS 32
 #define MOST_STAMPS 64
 #define QKV ((HEADS + 2 * KV_HEADS) * DIM)
 #define CONTEXT (HEADS * DIM)
 
+static_assert(CONSUMERS * CONSUMER_REGISTERS + PRODUCERS * PRODUCER_REGISTERS <= (CONSUMERS + PRODUCERS) * LAUNCH_REGISTERS,
+              "a block exchanges the registers that it has");
 static_assert(NB == 1 || NB == 2 || NB == 4 || NB == 8, "warps divide the rows of x evenly");
 
 constexpr int larger(int a, int b) { return a > b ? a : b; }
@@ -48,23 +52,16 @@ struct Shape {
     int held_values;     // of x in one segment
     int pitch;           // bytes from one row of x to the next in shared memory
     int buffer;          // bytes of x; two of them where there are segments: one is filled while the other is read
-    int streamed;        // a halved product of which every warp fetches its own x
+    int streamed;        // every warp has its own x
     int round;           // units at once: their sums fit
-#if OWN_CHUNKS
-    int halved;          // each half of the consumers has its own chunks: what a warp holds of x serves all units
-#endif
 
     // ``normed``: the block norms whole rows of x, so that all of them must be there.
     constexpr Shape(int kind, bool pairs, bool normed, int rows, int k)
         : glu(pairs), out_rows(pairs ? rows / 2 : rows), units(rows / 16), values(k), steps(up(k, step_values(kind))),
           chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0), buffer(0),
-          streamed(kind != 3 && !normed && (held_values > SEGMENT || (NB == 8 && chunks >= HALVES))), round(UNITS)
-#if OWN_CHUNKS
-          , halved(streamed || (kind != 3 && held_values <= SEGMENT && chunks >= HALVES))
-#endif
-    {
-        if (is_halved()) round = (UNITS + 1) / HALVES, segment_chunks = HALVES;  // chunks of a unit before the next one's
+          streamed(kind != 3 && !normed && (held_values > SEGMENT || (NB == 8 && chunks >= HALVES))), round(streamed ? (UNITS + 1) / HALVES : UNITS) {
         if (streamed) {
+            segment_chunks = HALVES;  // that a unit takes before the next one does
             buffer = CONSUMERS * WARP_STEPS * NB * step_values(kind) * x_width(kind);
             return;
         }
@@ -75,13 +72,6 @@ struct Shape {
         }
         pitch = held_values * x_width(kind) + 64;
         buffer = NB * pitch;
-    }
-    constexpr bool is_halved() const {
-#if OWN_CHUNKS
-        return halved;
-#else
-        return streamed;
-#endif
     }
     constexpr int bytes() const { return segments > 1 ? 2 * buffer : buffer; }
 };
@@ -102,11 +92,10 @@ constexpr int WIDEST =
 constexpr int X_BYTES = up(larger(WIDEST, SCRATCH), 128) * 128;
 constexpr int HALF_PITCH = HIDDEN * 2 + 64;
 constexpr int HALF_BYTES = KIND == 3 || KIND_HEAD == 3 ? up(NB * HALF_PITCH, 128) * 128 : 0;
-constexpr bool HALVED = QKV_SHAPE.is_halved() || O_SHAPE.is_halved() || GATE_UP_SHAPE.is_halved() || DOWN_SHAPE.is_halved();
-constexpr bool HALVED_HEAD = HEAD_SHAPE.is_halved();
+constexpr bool STREAMS = O_SHAPE.streamed || DOWN_SHAPE.streamed;
 constexpr int NORM_BYTES = up(HIDDEN * 2, 128) * 128;
 // The last unit of an odd number is divided between the halves of the consumers: it has two places, as all have in a
-// halved product.
+// product whose x is streamed.
 constexpr int SUMS_BYTES = (UNITS + 1) * HALF_WARPS * NB * 16 * 4;
 constexpr int AT_X = 0, AT_HALF = X_BYTES, AT_SUMS = AT_HALF + HALF_BYTES, AT_NORM = AT_SUMS;
 constexpr int AT_RING = AT_SUMS + larger(SUMS_BYTES, NORM_BYTES);

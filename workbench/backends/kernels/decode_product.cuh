@@ -123,7 +123,7 @@ __device__ __forceinline__ void hold_residual(const u16* residual, int base, int
 struct Places {
     int first, second;
     __device__ __forceinline__ Places(const Shape& shape, int unit_in_base, int count) : first(unit_in_base), second(-1) {
-        if ((HALVED || HALVED_HEAD) && shape.is_halved()) first = HALVES * unit_in_base, second = first + 1;
+        if (STREAMS && shape.streamed) first = HALVES * unit_in_base, second = first + 1;
         else if (count % 2 && unit_in_base == count - 1) second = UNITS;
     }
 };
@@ -166,12 +166,8 @@ struct Turn {
     }
 };
 
-// Of a halved product.
-__device__ __forceinline__ bool is_streamed(const Shape& shape) { return !OWN_CHUNKS || shape.streamed; }
-
-// x of one warp of a halved product: its two steps of a chunk. Where x is streamed the warp has a place of its own for
-// them, rows of 16-byte pieces; where a step has 128 bytes of a row or more, pieces of odd rows are exchanged, or lanes
-// would collide.
+// x of one warp of a product whose x is streamed: rows of its two steps of a chunk, pieces of 16 bytes at a time. Where a
+// step has 128 bytes of a row or more, odd rows lie half as far apart, or lanes would collide.
 template <int K>
 struct OwnColumns {
     static constexpr int width = step_values(K) * x_width(K), pieces = width / 16, mixed = width >= 128 ? 4 : 0;
@@ -197,21 +193,14 @@ struct OwnColumns {
             else *(uint4*)place = make_uint4(0, 0, 0, 0);
         }
     }
-    __device__ __forceinline__ void take(int first, Columns<K>& one, Columns<K>& two) const {
+    __device__ __forceinline__ void take(Columns<K>& one, Columns<K>& two) const {
         const int n = lane / 4;
         if (n >= NB) return;
-        if (is_streamed(shape)) {
 #pragma unroll
-            for (int s = 0; s < Columns<K>::subs; s++) {
-                const u32 from = shared_address(to) + (n * pieces + ((s * 4 + lane % 4) ^ (n % 2 * mixed))) * 16;
-                one.x[s] = load_shared(from), two.x[s] = load_shared(from + NB * width);
-            }
-            return;
+        for (int s = 0; s < Columns<K>::subs; s++) {
+            const u32 from = shared_address(to) + (n * pieces + ((s * 4 + lane % 4) ^ (n % 2 * mixed))) * 16;
+            one.x[s] = load_shared(from), two.x[s] = load_shared(from + NB * width);
         }
-        const int chunk = first + 1 < shape.chunks ? first + half : first, steps = shape.steps - chunk * CHUNK_STEPS - warp;
-        const u32 from = shared_address(memory + AT_X + n * shape.pitch + (chunk * CHUNK_STEPS + warp) * width + lane % 4 * 16);
-        if (steps > 0) load_columns<K>(one, from, true);
-        if (steps > HALF_WARPS) load_columns<K>(two, from + HALF_WARPS * width, true);
     }
 };
 
@@ -221,22 +210,17 @@ struct Consumer {
     // ``load(segment)`` puts rows of x into shared memory, or asks for copies of them; a product whose x is streamed takes
     // them from ``plain``. ``store(row, n, value)`` takes finished values of output row ``row``, to which ``residual`` was
     // added where there is one; n is the same in all calls of a thread.
-    template <int K, bool HEAD, class Load, class Store>
+    template <int K, class Load, class Store>
     __device__ __forceinline__ void product(const Matrix& m, const Shape& shape, int turn, const u16* plain, const u16* residual,
                                             Load load, Store store, int stamp) {
-        constexpr bool halves = HEAD ? HALVED_HEAD : HALVED;
         const int here = thread_here();
         const Share share(shape.units, turn);
         int base = share.begin;
 #pragma unroll 1
         do {  // once where a block has nothing to multiply: what ``load`` does besides is wanted
             const int end = min(base + shape.round, share.end);
-            if ((HALVED || HALVED_HEAD) && shape.is_halved()) {
-                if constexpr (halves) {
-                    if (base == share.begin && !is_streamed(shape)) load(0);
-                    if (!is_streamed(shape)) group_copies();
-                    add_halved<K>(m, shape, base, end, plain, residual, base == share.begin ? stamp : -1);
-                }
+            if (STREAMS && shape.streamed) {
+                if constexpr (STREAMS && K == KIND) stream_units<K>(m, shape, base, end, plain, residual, base == share.begin ? stamp : -1);
             } else {
                 add_segments<K>(m, shape, base, end, shape.segments > 1 || base == share.begin ? 0 : 1, residual, load, stamp);
             }
@@ -343,41 +327,35 @@ struct Consumer {
         if (half && chunks == 1 && (end - base) % 2 && segment == 0) leave<K>(even, odd, UNITS, 0, warp, lane);
     }
 
-    // This warp's part of units of a halved product. Of two chunks of k each half of the consumers takes its own, unit by
-    // unit; of an odd last chunk it takes every second unit. A warp keeps its x of a chunk in registers for all units;
-    // where x is streamed, that of its next chunk is on its way meanwhile to where it lay: nobody else reads it, so that no
-    // warp waits for others.
+    // This warp's part of units whose x is streamed. Of two chunks of k each half of the consumers takes its own, unit by
+    // unit; of an odd last chunk it takes every second unit. A warp keeps its x of a chunk in registers for all units,
+    // while that of its next chunk is on its way to where it lay: nobody else reads it, so that no warp waits for others.
     template <int K>
-    __device__ __forceinline__ void add_halved(const Matrix& m, const Shape& shape, int base, int end, const u16* x,
-                                               const u16* residual, int stamp) {
+    __device__ __forceinline__ void stream_units(const Matrix& m, const Shape& shape, int base, int end, const u16* x,
+                                                 const u16* residual, int stamp) {
         constexpr int w_step = HALF_WARPS * step_pitch(K), scale_step = HALF_WARPS * GROUPS * 64;
         const int here = thread_here(), half = here / (32 * HALF_WARPS), warp = here / 32 % HALF_WARPS, lane = here % 32;
         const u32 base_address = shared_address(memory), ring_address = base_address + AT_RING;
         const u32 weights = ring_address + warp * step_pitch(K) + lane * 16;
         const u32 scales = ring_address + CHUNK_STEPS * 1024 + warp * GROUPS * 64 + lane / 4 * 4;
         const u32 full_address = shared_address(full_barrier), empty_address = shared_address(empty_barrier);
-        const bool streamed = is_streamed(shape);
         const int units = end - base, count = units * shape.chunks;
-        const int glu = OWN_CHUNKS ? shape.glu : 0, apart = ScalePlace(glu, 0).apart;
         Ring at = ring;
         at.advance(half);
         ring.advance(count);
         int left = (count - half + 1) / HALVES;
         const OwnColumns<K> own(shape, x, half, warp, lane);
-        if (streamed) own.ask(0);
+        own.ask(0);
         group_copies();
         hold_rows(m, shape, base, end);
-        if (!OWN_CHUNKS || residual) hold_residual(residual, base, end);
+        hold_residual(residual, base, end);
         group_copies();
-        if (!streamed) {
-            wait_groups<1>();  // the rows' scales may come later
-            consumers_meet();
-        }
         Sums<K> even = {}, odd = {};
         Fragment<K> one = {}, two = {};
         Columns<K> x_one = {}, x_two = {};
+        const ScalePlace place(0, 0);
         auto load = [&](Fragment<K>& f, int step) {
-            load_fragment<K>(f, weights + at.slot * SLOT + step * w_step, scales + at.slot * SLOT + step * scale_step, apart);
+            load_fragment<K>(f, weights + at.slot * SLOT + step * w_step, scales + at.slot * SLOT + step * scale_step, place.apart);
         };
         if (left) {
             wait_for(full_address + at.slot * 8, at.phase);
@@ -385,23 +363,18 @@ struct Consumer {
         }
 #pragma unroll 1
         for (int first = 0; first < shape.chunks; first += HALVES) {
-            if (streamed) {
-                if (first) wait_groups<0>();
-                else wait_groups<1>();
-                __syncwarp();
-            }
-            own.take(first, x_one, x_two);
-            if (streamed) __syncwarp();
+            if (first) wait_groups<0>();
+            else wait_groups<1>();  // the rows' scales may come later
+            __syncwarp();
+            own.take(x_one, x_two);
+            __syncwarp();
             if (first == 0 && stamp >= 0) STAMP(stamp);
-            if (streamed) {
-                own.ask(first + HALVES);
-                group_copies();
-            }
+            own.ask(first + HALVES);
+            group_copies();
             const bool both = first + 1 < shape.chunks;
             const int steps = shape.steps - (both ? first + half : first) * CHUNK_STEPS - warp;  // 0 or less: beyond k
 #pragma unroll 1
             for (int unit = both ? 0 : half; unit < units; unit += both ? 1 : HALVES) {
-                const ScalePlace place(glu, base + unit);
                 load(two, 1);
                 __syncwarp();
                 if (lane == 0) arrive(empty_address + at.slot * 8);

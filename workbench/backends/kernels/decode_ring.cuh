@@ -81,7 +81,7 @@ struct Walk {
     __device__ __forceinline__ const Shape& shape(const Step& s) const { return shapes[turn < 4 * s.num_layers ? turn % 4 : 4]; }
 
     __device__ __forceinline__ void next(const Step& s) {
-        if ((HALVED || HALVED_HEAD) && turn >= 0 && shape(s).is_halved()) {  // chunks of a pair take turns, unit by unit
+        if (STREAMS && turn >= 0 && shape(s).streamed) {  // chunks of a pair take turns: each half of the consumers has its own
             if (++chunk < past) return;
             chunk = first;
             if (++unit < end) return;
@@ -115,21 +115,17 @@ struct Walk {
 };
 
 struct Producer {
-    Ring ring, behind;
-    int issued = 0;
-    int thread, warp, lane;
-    u32 full, empty, slots;  // shared addresses
+    Ring ring;
 
     // One chunk into the next slot, once the slot is free and not too much is under way.
     template <int K>
     __device__ __forceinline__ void fetch(const Walk& at, const Shape& shape) {
-        if (issued >= STAGES) wait_for(empty + ring.slot * 8, ring.phase ^ 1);
-        if (issued >= IN_FLIGHT) {
-            wait_for(full + behind.slot * 8, behind.phase);
-            behind.advance();
-        }
-        issued++;
-        const u32 slot = slots + ring.slot * SLOT;
+        const int thread = thread_here() - CONSUMER_THREADS, warp = thread / 32, lane = thread % 32;
+        const u32 full = shared_address(full_barrier), empty = shared_address(empty_barrier);
+        const bool wraps = ring.slot < IN_FLIGHT;
+        wait_for(empty + ring.slot * 8, ring.phase ^ 1);
+        wait_for(full + (ring.slot - IN_FLIGHT + wraps * STAGES) * 8, ring.phase ^ wraps);
+        const u32 slot = shared_address(memory + AT_RING) + ring.slot * SLOT;
         const int first = at.chunk * CHUNK_STEPS, glu = shape.glu;
         if constexpr (tiled(K)) {
             // A warp brings rows 0 to 7 or 8 to 15 of every second step of those that are there.

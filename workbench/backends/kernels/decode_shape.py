@@ -66,11 +66,9 @@ class StepTuning:
         stages: chunks of about 16 KB that the ring may hold; as many as fit, at most this.
         in_flight: chunks of a block that are asked for and not there yet: enough to fill the memory's pipes, few enough
             that what the blocks say to each other does not wait behind them.
-        units: units of 16 rows whose sums are kept at once; half of them where halves of the warps have parts of k.
+        units: units of 16 rows whose sums are kept at once; half of them where x is streamed.
         splits: parts of a row's keys at most; 0 for as many as give every processor work.
         split_rows: keys from which they are divided.
-        own_chunks: each half of the multiplying warps has parts of k of its own in every product, so that what a warp
-            holds of x serves all units; otherwise only where x is streamed. Not measured on a GPU yet.
         watchdog: end a kernel that waits for seconds; for tests.
         traced_layer: whose timestamps are kept, see :meth:`DecodeStep.stamps`; -1 for none.
     """
@@ -80,7 +78,6 @@ class StepTuning:
     units: int = 7
     splits: int = 0
     split_rows: int = 512
-    own_chunks: bool = False
     watchdog: bool = False
     traced_layer: int = -1
 
@@ -111,7 +108,6 @@ def options(shape: StepShape, tuning: StepTuning, shared_bytes: int, processors:
         "MAX_SHARED": shared_bytes,
         "MAX_STAGES": tuning.stages,
         "MAX_IN_FLIGHT": tuning.in_flight,
-        "OWN_CHUNKS": int(tuning.own_chunks),
         "WATCHDOG": int(tuning.watchdog),
         "TRACED_LAYER": tuning.traced_layer,
     }

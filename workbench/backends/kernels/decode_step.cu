@@ -80,6 +80,24 @@ __device__ __forceinline__ void begin(const Step& s) {
     consumers_meet();
 }
 
+// The head's product, and the most probable token of every row.
+__device__ __forceinline__ void multiply_head(const Step& s, Consumer& c) {
+    u64 best = 0;
+    STAMP(39);
+    c.product<KIND_HEAD>(s.head, shapes[4], 4 * s.num_layers, nullptr, nullptr, [&](int) {
+        const int row = thread_here() / ROW_THREADS;
+        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + row * HIDDEN, nullptr, s.head.input_scale);
+    }, [&](int row, int n, float value) {
+        const u64 key = key_of(value, row);
+        s.logits[(i64)n * VOCAB + row] = value;
+        best = key > best ? key : best;
+    }, 40);
+    STAMP(43);
+    keep_best(best);
+    choose(s);
+    STAMP(44);
+}
+
 __device__ void consume(const Step& s) {
     Consumer c;
     Grid grid = {s.counters};
@@ -97,7 +115,7 @@ __device__ void consume(const Step& s) {
         TRACE_LAYER(index);
         STAMP(8 * which);
         float largest_here = 0.0f;
-        c.product<KIND, false>(m, shape, turn, x, which % 2 ? s.residual : nullptr, [&](int segment) {
+        c.product<KIND>(m, shape, turn, x, which % 2 ? s.residual : nullptr, [&](int segment) {
             if (which % 2) {
                 if (KIND == 3 && segment == 0) hold_scales(largest, m.input_scale);
                 load_plain<KIND>(shape, x, segment);
@@ -137,20 +155,7 @@ __device__ void consume(const Step& s) {
             STAMP(8 * which + 6);
         }
     }
-    u64 best = 0;
-    STAMP(39);
-    c.product<KIND_HEAD, true>(s.head, shapes[4], 4 * s.num_layers, nullptr, nullptr, [&](int) {
-        const int row = thread_here() / ROW_THREADS;
-        load_normed<KIND_HEAD>(shapes[4], s.epsilon, s.residual + row * HIDDEN, nullptr, s.head.input_scale);
-    }, [&](int row, int n, float value) {
-        const u64 key = key_of(value, row);
-        s.logits[(i64)n * VOCAB + row] = value;
-        best = key > best ? key : best;
-    }, 40);
-    STAMP(43);
-    keep_best(best);
-    choose(s);
-    STAMP(44);
+    multiply_head(s, c);
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMER_THREADS + PRODUCER_THREADS, 1) decode_step(const Step s) {
@@ -158,13 +163,11 @@ extern "C" __global__ void __launch_bounds__(CONSUMER_THREADS + PRODUCER_THREADS
         for (int i = 0; i < STAGES; i++) init_barrier(&full_barrier[i], PRODUCER_THREADS), init_barrier(&empty_barrier[i], HALF_WARPS);
     __syncthreads();
     if (threadIdx.x < CONSUMER_THREADS) {
+        take_registers<CONSUMER_REGISTERS>();
         consume(s);
     } else {
-        const int thread = threadIdx.x - CONSUMER_THREADS;
+        give_registers<PRODUCER_REGISTERS>();
         Producer producer;
-        producer.thread = thread, producer.warp = thread / 32, producer.lane = thread % 32;
-        producer.full = shared_address(full_barrier), producer.empty = shared_address(empty_barrier);
-        producer.slots = shared_address(memory + AT_RING);
         producer.run(s);
     }
 }

@@ -45,6 +45,7 @@ CAPABILITY = (9, 0)  # that it was measured on
 COMPARED = True
 SHARED_BYTES = 227 << 10
 THREADS = 640
+LAUNCH_REGISTERS = 96  # of each of them, which producers and consumers then exchange (``decode_layout.cuh``)
 MOST_STAMPS = 64
 HEAD_DIMS = (32, 64, 128)
 
@@ -344,4 +345,13 @@ def _on_device(layers: list[_Layer], device: torch.device) -> Tensor:
 
 @functools.cache
 def _kernel(choices: tuple[str, ...], device: int) -> Kernel:
-    return Kernel(cached_cubin(source(), choices, architecture_of(device)), "decode_step")
+    """Code for this architecture alone (``sm_90a``), whose warps exchange registers.
+
+    They would wait for ever for registers that the launch does not have: where the compiler gives it other than
+    :data:`LAUNCH_REGISTERS`, plain ``sm_90`` is compiled, which exchanges none.
+    """
+    architecture = architecture_of(device)
+    kernel = Kernel(cached_cubin(source(), choices, f"{architecture}a"), "decode_step")
+    if kernel.registers == LAUNCH_REGISTERS:
+        return kernel
+    return Kernel(cached_cubin(source(), choices, architecture), "decode_step")

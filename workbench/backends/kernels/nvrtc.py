@@ -22,6 +22,7 @@ import torch
 from workbench.errors import BackendError
 
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+NUM_REGS = 4  # CU_FUNC_ATTRIBUTE_NUM_REGS
 COOPERATIVE = 2  # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
 PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 DEFAULT_SHARED_BYTES = 48 << 10
@@ -206,6 +207,13 @@ class Kernel:
         )
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
         _check_driver(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, arguments, None))
+
+    @property
+    def registers(self) -> int:
+        """Registers of a thread at the launch."""
+        count = ctypes.c_int()
+        _check_driver(_driver().cuFuncGetAttribute(ctypes.byref(count), NUM_REGS, self._function))
+        return count.value
 
     def variable(self, name: str) -> bytes:
         """What a variable of the source that lies in the device's memory holds, once the device has done its work."""

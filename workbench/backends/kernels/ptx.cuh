@@ -68,6 +68,22 @@ __device__ __forceinline__ int thread_here() {
     return thread;
 }
 
+// Warpgroups of a block exchange registers: what some take, others must have given, or they wait for ever. Every thread of
+// the warpgroup comes here. Only code for one architecture may (sm_90a, not sm_90); elsewhere nothing happens.
+template <int COUNT>
+__device__ __forceinline__ void give_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+
+template <int COUNT>
+__device__ __forceinline__ void take_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+
 // THREADS threads of a block, whole warps, meet at one of its 16 barriers.
 template <int THREADS>
 __device__ __forceinline__ void meet(int barrier) {
