@@ -9,6 +9,7 @@ constexpr int ATTENTIONS = NB * KV_HEADS * PARTS;  // that need no other
 // Where there are more of them than blocks, half of a block's warps take one each.
 constexpr int TEAM = ATTENTIONS > BLOCKS ? CONSUMERS / 2 : CONSUMERS, TEAMS = CONSUMERS / TEAM, TEAM_THREADS = TEAM * 32;
 constexpr float NOTHING = -1e30f;  // the largest score of no rows
+constexpr float OUTSIDE = 2.0f * NOTHING;  // the score of a row that is not there: its weight is 0 beside NOTHING too
 
 __device__ __forceinline__ void team_meets(int team) { meet<TEAM_THREADS>(2 + team); }
 
@@ -148,7 +149,7 @@ __device__ __forceinline__ void attend_rows(CachedRows& rows, const float (&quer
 #pragma unroll
             for (int h = 0; h < QUERIES; h++) {
                 const float dot = row_dot(query[h], held_key) * key_scale;
-                score[h][i] = inside ? dot : NOTHING;
+                score[h][i] = inside ? dot : OUTSIDE;
             }
         }
         rows.load(rows.key, rows.keys, next, lane);
@@ -164,7 +165,7 @@ __device__ __forceinline__ void attend_rows(CachedRows& rows, const float (&quer
             for (int i = 0; i < VEC; i++) soft.sum[h][i] *= shrink;
 #pragma unroll
             for (int i = 0; i < UNROLL; i++) {
-                score[h][i] = score[h][i] == NOTHING ? 0.0f : __expf(score[h][i] - newest);
+                score[h][i] = __expf(score[h][i] - newest);
                 soft.total[h] += score[h][i];
             }
         }
