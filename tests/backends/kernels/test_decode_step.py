@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,21 @@ def test_the_launch_has_the_registers_that_warps_exchange(kind: Kind, rows: int)
         for place in range(len(code))
         if code.startswith(attribute, place)
     ] == [kernels.LAUNCH_REGISTERS]
+
+
+@pytest.mark.parametrize(("registers", "compiled"), [
+    (kernels.LAUNCH_REGISTERS, ["sm_90a"]),
+    (kernels.LAUNCH_REGISTERS - 8, ["sm_90a", "sm_90"]),
+])  # fmt: skip
+def test_registers_are_exchanged_only_where_the_launch_has_them(
+    monkeypatch: pytest.MonkeyPatch, registers: int, compiled: list[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(kernels, "architecture_of", lambda _: "sm_90")
+    monkeypatch.setattr(kernels, "cached_cubin", lambda _, __, architecture: asked.append(architecture))
+    monkeypatch.setattr(kernels, "Kernel", lambda *_: SimpleNamespace(registers=registers))
+    kernels._kernel.__wrapped__(("-DNB=1",), 0)
+    assert asked == compiled
 
 
 @needs_nvrtc

@@ -1,16 +1,16 @@
 // What the parts of the decode kernel share: sizes of a model's matrices, shared memory, the structures of a launch.
 //
 // A unit is 16 rows of a matrix (8 of gate and 8 of up under SwiGLU), a step 64 bytes of each row, a chunk 16 steps of
-// one unit: two for every warp of a half of the consumers. Where rows of x do not fit shared memory, or are 8, every warp
-// streams what it multiplies of them through two steps of its own; W8A8, which quantizes rows, goes through k in segments.
+// one unit: two for every warp of a half of the consumers. Where no norm needs whole rows of x, and they do not fit shared
+// memory or are 8, every warp streams what it multiplies of them through two steps of its own; W8A8, which quantizes rows,
+// goes through k in segments.
 //
 // Macros: NB rows of x (1, 2, 4, 8); KIND and KIND_HEAD of the weights, as in skinny_gemm.cu; GROUPS scales a step and
 // row, each of SUBS_PER_GROUP times 32 values (INT4); BLOCKS of the grid; HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM,
 // VOCAB of the model; KV8 for an INT8 cache; SCALE_STRIDE 1 where every head has its scale; SPLITS of a row's keys at
-// most, of SPLIT_ROWS or more; QUERIES heads of a group that attend
-// together; ATTENTION_SCALE of scores; MAX_SHARED bytes of shared memory; MAX_STAGES chunks that the ring holds;
-// MAX_IN_FLIGHT of them asked for and not there yet; SEGMENT values of k in shared memory; UNITS whose sums are kept at
-// once; WATCHDOG 1: a wait of seconds ends the kernel; TRACED_LAYER, whose times are kept, or -1.
+// most, of SPLIT_ROWS or more; QUERIES heads of a group that attend together; ATTENTION_SCALE of scores; MAX_SHARED bytes
+// of shared memory; MAX_STAGES chunks that the ring holds; MAX_IN_FLIGHT of them asked for and not there yet; SEGMENT
+// values of k in shared memory; UNITS whose sums are kept at once; WATCHDOG 1: a wait of seconds ends the kernel; TRACED_LAYER, whose times are kept, or -1.
 
 #define CONSUMERS 16
 #define PRODUCERS 4
@@ -20,6 +20,7 @@
 #define CHUNK_STEPS (HALF_WARPS * WARP_STEPS)
 #define CONSUMER_THREADS (CONSUMERS * 32)
 #define PRODUCER_THREADS (PRODUCERS * 32)
+// Of a thread: what the compiler gives 640 of them at the launch, and what they have once the block exchanged them.
 #define LAUNCH_REGISTERS 96
 #define CONSUMER_REGISTERS 112
 #define PRODUCER_REGISTERS 32
@@ -52,14 +53,15 @@ struct Shape {
     int held_values;     // of x in one segment
     int pitch;           // bytes from one row of x to the next in shared memory
     int buffer;          // bytes of x; two of them where there are segments: one is filled while the other is read
-    int streamed;        // every warp has its own x
+    int streamed;        // every warp fetches its own x
     int round;           // units at once: their sums fit
 
     // ``normed``: the block norms whole rows of x, so that all of them must be there.
     constexpr Shape(int kind, bool pairs, bool normed, int rows, int k)
         : glu(pairs), out_rows(pairs ? rows / 2 : rows), units(rows / 16), values(k), steps(up(k, step_values(kind))),
           chunks(up(steps, CHUNK_STEPS)), segments(1), segment_chunks(chunks), held_values(steps * step_values(kind)), pitch(0), buffer(0),
-          streamed(kind != 3 && !normed && (held_values > SEGMENT || (NB == 8 && chunks >= HALVES))), round(streamed ? (UNITS + 1) / HALVES : UNITS) {
+          streamed(kind != 3 && !normed && (held_values > SEGMENT || (NB == 8 && chunks >= HALVES))),
+          round(streamed ? (UNITS + 1) / HALVES : UNITS) {
         if (streamed) {
             segment_chunks = HALVES;  // that a unit takes before the next one does
             buffer = CONSUMERS * WARP_STEPS * NB * step_values(kind) * x_width(kind);

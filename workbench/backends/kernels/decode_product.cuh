@@ -166,8 +166,8 @@ struct Turn {
     }
 };
 
-// x of one warp of a product whose x is streamed: rows of its two steps of a chunk, pieces of 16 bytes at a time. Where a
-// step has 128 bytes of a row or more, odd rows lie half as far apart, or lanes would collide.
+// x of one warp of a product whose x is streamed: its two steps of a chunk, in a place of its own, rows of 16-byte pieces.
+// Where a step has 128 bytes of a row or more, pieces of odd rows are exchanged, or lanes would collide.
 template <int K>
 struct OwnColumns {
     static constexpr int width = step_values(K) * x_width(K), pieces = width / 16, mixed = width >= 128 ? 4 : 0;

@@ -117,7 +117,9 @@ struct Walk {
 struct Producer {
     Ring ring;
 
-    // One chunk into the next slot, once the slot is free and not too much is under way.
+    // One chunk into the next slot, once the slot is free and what was asked for IN_FLIGHT chunks ago is there. Before a
+    // barrier's first phase a wait for the phase before passes at once: so it does in the first turn. What can be computed
+    // is not kept: a producer has PRODUCER_REGISTERS.
     template <int K>
     __device__ __forceinline__ void fetch(const Walk& at, const Shape& shape) {
         const int thread = thread_here() - CONSUMER_THREADS, warp = thread / 32, lane = thread % 32;

@@ -339,6 +339,19 @@ __device__ __forceinline__ void store_split(const Problem& p, const acc_t* share
 }
 #endif
 
+// This warp's sums go where the block adds them up.
+__device__ __forceinline__ void leave_sums(const Warp& w, const acc_t (&acc)[ROW_TILES][COLUMN_TILES][4], acc_t* shared) {
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int nt = 0; nt < COLUMN_TILES; nt++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                int row = (w.wm * ROW_TILES + r) * 16 + w.g + (c / 2) * 8;
+                shared[(w.wk * ROWS + row) * PITCH + nt * 8 + w.t * 2 + c % 2] = acc[r][nt][c];
+            }
+}
+
 extern "C" __global__ void __launch_bounds__(WM* WK * 32) skinny_gemm(const Problem p) {
     extern __shared__ acc_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -386,15 +399,7 @@ extern "C" __global__ void __launch_bounds__(WM* WK * 32) skinny_gemm(const Prob
 #pragma unroll
         for (int u = 0; u < DEPTH; u++) now[u] = next[u];
     }
-#pragma unroll
-    for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-        for (int nt = 0; nt < COLUMN_TILES; nt++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                int row = (w.wm * ROW_TILES + r) * 16 + w.g + (c / 2) * 8;
-                shared[(w.wk * ROWS + row) * PITCH + nt * 8 + w.t * 2 + c % 2] = acc[r][nt][c];
-            }
+    leave_sums(w, acc, shared);
     __syncthreads();
 #if SPLIT > 1
     store_split(own, shared);
