@@ -171,6 +171,16 @@ def test_every_case_has_a_line_or_a_reason() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(("small", "compiled"), [(0, [1, 4]), (10**12, [1])])
+def test_a_small_model_is_compiled_once(monkeypatch: pytest.MonkeyPatch, small: int, compiled: list[int]) -> None:
+    monkeypatch.setattr(benchmarking, "SMALL_MODEL", small)
+    result = gpu_benchmark("small", SMALL, replace(QUICK, modes=("float16",), batches=(1, 4, 16), prefills=()))
+    assert [(s.batch, s.context) for s in result.speeds if s.mode == "hf compiled"] == [
+        (batch, 8) for batch in compiled
+    ]
+
+
+@pytest.mark.usefixtures("no_gpu")
 def test_hugging_face_is_counted_at_the_context_that_it_is_timed_at() -> None:
     result = gpu_benchmark("small", SMALL, QUICK)
     found = {
@@ -241,7 +251,8 @@ def test_the_driver_is_among_the_conditions(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_stopped_run_goes_on_where_it_was() -> None:
+def test_a_stopped_run_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarking, "SMALL_MODEL", 0)  # Hugging Face is compiled for every batch
     kept: list[GpuBenchmarkResult] = []
     whole = gpu_benchmark("small", SMALL, QUICK, Listeners(keep=kept.append))
     half = GpuBenchmarkResult.from_dict(json.loads(json.dumps(kept[4].to_dict())))

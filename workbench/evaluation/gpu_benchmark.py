@@ -26,7 +26,7 @@ from workbench.checkpoint.dummy_checkpoint import write_dummy_checkpoint
 from workbench.errors import LimitError, WorkbenchError
 from workbench.evaluation.gpu_clock import copy_bandwidth, elapsed_ms
 from workbench.evaluation.gpu_driver import driver_version
-from workbench.evaluation.gpu_options import COMPILED_MOST, GPU_MODES, GpuBenchmarkOptions
+from workbench.evaluation.gpu_options import COMPILED_MOST, GPU_MODES, SMALL_MODEL, GpuBenchmarkOptions
 from workbench.evaluation.gpu_results import (
     DECODE,
     PREFILL,
@@ -38,6 +38,7 @@ from workbench.evaluation.gpu_results import (
     label,
 )
 from workbench.evaluation.gpu_work import prefill_flops, step_flops
+from workbench.evaluation.memory import parameters
 from workbench.model.config import ModelConfig
 from workbench.model.weights import ModelWeights
 from workbench.progress import ProgressEvent, Reporter, silent
@@ -227,6 +228,8 @@ class _Run:
         options = self.options
         shapes = [(batch, context) for context in options.contexts for batch in options.batches]
         few = [(batch, options.contexts[0]) for batch in options.batches if batch <= COMPILED_MOST]
+        if parameters(self.config) < SMALL_MODEL:
+            few = few[:1]
         cases = self._left(_generated(HF_EAGER, EAGER_LENGTHS), shapes)
         cases += self._left(_Case(HF_EAGER, PREFILL, 0, 0), options.prefills)
         cases += self._left(_generated(HF_COMPILED, COMPILED_LENGTHS), few)

@@ -15,7 +15,10 @@ GPU_MODES: dict[str, Recipe] = {
     "float16+kv8": Recipe(kv_cache=Int8KVCache()),
     "w8a8+kv8": Recipe(weights=SmoothQuant(), kv_cache=Int8KVCache()),
 }
+# Rows up to which Hugging Face is compiled. A case takes half a minute whatever the model's size, which a small model's
+# run has once: so that it ends within two minutes.
 COMPILED_MOST = 8
+SMALL_MODEL = 3_000_000_000  # parameters
 TUNED_BATCHES = (1, 8, 16, 32, 64)
 
 
@@ -31,7 +34,8 @@ class GpuBenchmarkOptions:
         prefills: prompts that are read at once, and tokens of each.
         steps: decoding steps that are timed; Hugging Face's are fewer.
         hugging_face: time Hugging Face in float16 too: eager in all cases, and at the first context and up to
-            :data:`COMPILED_MOST` rows with a static cache and torch.compile, which takes most of a minute a case.
+            :data:`COMPILED_MOST` rows with a static cache and torch.compile; of models of fewer than
+            :data:`SMALL_MODEL` parameters only the first of these cases.
         device: a CUDA device.
     """
 
