@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import statistics
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -171,6 +174,41 @@ def test_every_case_has_a_line_or_a_reason() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
+def test_every_case_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(100.0, 3.0)  # read once when the run begins, and once a case
+    monkeypatch.setattr(benchmarking.time, "perf_counter", lambda: next(clock))
+    result = gpu_benchmark("small", SMALL, QUICK)
+    assert [speed.case_seconds for speed in result.speeds] == [3.0] * 13
+    assert result.seconds == 3.0 * (13 + len(result.skipped))
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_garbage_of_cases_is_collected_and_what_was_there_before_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, frozen, lost = gc.get_freeze_count(), [], []
+
+    def decode(*_: Any) -> float:
+        frozen.append(gc.get_freeze_count())
+        held: list[Any] = []
+        held.append(held)  # what holds itself goes with the next collection only
+        lost.append(weakref.ref(marked := _Marked(held)))
+        held.append(marked)
+        return 2.0
+
+    monkeypatch.setattr(benchmarking, "_decode_ms", decode)
+    gpu_benchmark("small", SMALL, replace(QUICK, hugging_face=False))
+    assert min(frozen) > before + 1000
+    assert gc.get_freeze_count() == before
+    assert [each() for each in lost[:-1]] == [None] * 7
+
+
+class _Marked:
+    """Can be referred to weakly."""
+
+    def __init__(self, held: list[Any]) -> None:
+        self.held = held
+
+
+@pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize(("small", "compiled"), [(0, [1, 4]), (10**12, [1])])
 def test_a_small_model_is_compiled_once(monkeypatch: pytest.MonkeyPatch, small: int, compiled: list[int]) -> None:
     monkeypatch.setattr(benchmarking, "SMALL_MODEL", small)
@@ -259,7 +297,8 @@ def test_a_stopped_run_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> 
     assert half.skipped  # what did not fit is not tried again
     _Session.opened, kept[:] = 0, []
     again = gpu_benchmark("small", SMALL, QUICK, Listeners(keep=kept.append), known=half)
-    assert (again.speeds, again.skipped) == (whole.speeds, whole.skipped)
+    assert [replace(s, case_seconds=0) for s in again.speeds] == [replace(s, case_seconds=0) for s in whole.speeds]
+    assert again.skipped == whole.skipped
     assert len(kept) == 16 - 5
     assert _Session.opened == 2  # int4's, and one by the stub of Hugging Face
     assert again.date == half.date

@@ -238,7 +238,8 @@ def _keeper(path: Path | None, found: Found) -> Callable[[GpuBenchmarkResult], N
 def _print(outcome: GpuBenchmarkResult) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in outcome.conditions.versions.items())
     print(f"{outcome.gpu}, {versions}; a copy moves {outcome.bandwidth / 1e9:.0f} GB/s")
-    _print_table(outcome.frame.drop(columns="flops"))
+    print(f"{len(outcome.speeds)} cases in {outcome.seconds:.0f} s")
+    _print_table(outcome.frame.drop(columns=["flops", "case_seconds"]))
     for line in outcome.skipped:
         print(f"skipped {line}")
 

@@ -43,6 +43,8 @@ class GpuSpeed:
         peak_bytes: most device memory in use.
         task: "decode" or "prefill".
         steps: that were timed; 0 of a prefill.
+        case_seconds: what the case took in all: loading weights where it is the first of its mode, compiling, warming
+            up, timing.
     """
 
     mode: str
@@ -56,6 +58,7 @@ class GpuSpeed:
     peak_bytes: int
     task: str = DECODE
     steps: int = 0
+    case_seconds: float = 0.0
 
     @property
     def tflops(self) -> float:
