@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -102,19 +103,64 @@ def _assert_rows(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("splits", [1, 2])
 def test_decoding_matches_the_oracle(triton_device: str, sizes: Sizes, splits: int) -> None:
-    lengths = torch.tensor([0, 65, 100])
-    spec = _spec(sizes, triton_device, 200)
-    cache, step = _cache(sizes, lengths, 110, triton_device), _step(lengths, 1, triton_device)
+    _assert_decoding(sizes, torch.tensor([0, 65, 100]), triton_device, splits=splits)
+
+
+def _assert_decoding(sizes: Sizes, lengths: Tensor, device: str, **choices: Any) -> DecodeTiles:
+    """One step after rows of these lengths is the oracle's; the tiles that it took, where ``choices`` left them."""
+    longest = int(lengths.max())
+    spec = _spec(sizes, device, longest + 100)
+    cache, step = _cache(sizes, lengths, longest + 10, device), _step(lengths, 1, device)
     width = (sizes.heads + 2 * sizes.kv_heads) * sizes.dim
-    qkv = torch.randn(3, 1, width, generator=torch.Generator().manual_seed(1)).half().to(triton_device)
+    qkv = torch.randn(len(lengths), 1, width, generator=torch.Generator().manual_seed(1)).half().to(device)
     context, key, value = _expected(qkv, step, cache, spec)
     tokens = NewTokens(qkv[:, 0].contiguous(), step.start, cache, spec)
-    arrived = attention.split_counters(triton_device)
-    found = attention.decode(tokens, arrived, tiles=replace(attention.default_tiles(tokens), splits=splits))
+    arrived = attention.split_counters(device)
+    tiles = replace(attention.default_tiles(tokens), **choices)
+    overlap = device == "cuda" and torch.cuda.get_device_capability() >= (9, 0)
+    found = attention.decode(tokens, arrived, tiles=tiles, overlap=overlap)
     assert not arrived.any()
     assert relative_l2(found, context[:, 0]) < TOLERANCE[HALF]["op"]
     _assert_rows(_written(cache.key, step, 1), key)
     _assert_rows(_written(cache.value, step, 1), value)
+    return tiles
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("sizes", "batch", "longest", "tiles"),
+    [
+        (Sizes(32, 32, 128), 32, 2048, DecodeTiles(32, 2, 1)),
+        (Sizes(32, 32, 128, "head"), 32, 2048, DecodeTiles(64, 1, 1, ahead=64, streamed=True)),
+        (Sizes(32, 32, 128, "head"), 64, 700, DecodeTiles(32, 1, 1, ahead=64, streamed=True)),
+        (Sizes(32, 32, 128, "one"), 1, 30_000, DecodeTiles(64, 1, 16)),
+        (Sizes(32, 8, 128), 3, 30_000, DecodeTiles(64, 4, 16)),
+        (Sizes(32, 8, 128, "head"), 64, 2048, DecodeTiles(64, 4, 2)),
+    ],
+    ids=str,
+)
+def test_decoding_matches_the_oracle_at_the_sizes_that_are_timed(
+    sizes: Sizes, batch: int, longest: int, tiles: DecodeTiles
+) -> None:
+    lengths = torch.randint(1, longest, (batch,), generator=torch.Generator().manual_seed(5))
+    lengths[0] = longest
+    assert _assert_decoding(sizes, lengths, "cuda") == tiles
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tiles"),
+    [
+        (Sizes(2, 2, 64), DecodeTiles(32, 2, 1)),
+        (Sizes(2, 2, 64, "head"), DecodeTiles(64, 1, 1, ahead=64, streamed=True)),
+        (Sizes(2, 2, 64, "head"), DecodeTiles(32, 1, 1, ahead=64, streamed=True)),
+        (Sizes(2, 2, 64, "one"), DecodeTiles(64, 1, 16)),
+        (Sizes(4, 1, 64), DecodeTiles(64, 4, 16)),
+    ],
+    ids=str,
+)
+def test_tiles_of_large_sizes_decode_small_ones(triton_device: str, sizes: Sizes, tiles: DecodeTiles) -> None:
+    _assert_decoding(sizes, torch.tensor([1040, 3]), triton_device, **asdict(tiles))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
