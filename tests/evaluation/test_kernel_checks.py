@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,8 @@ from tests.triton_interpreter import let_the_interpreter_count
 
 pytest.importorskip("triton", reason="needs triton")
 
-from workbench.backends.kernels import wide_gemm
-from workbench.backends.kernels.skinny_gemm import SkinnyLinear
+from workbench.backends.kernels import decode_shape, wide_gemm
+from workbench.backends.kernels.skinny_gemm import STEP, Kind, SkinnyLinear
 from workbench.evaluation import kernel_checks
 from workbench.evaluation.gpu_options import GPU_MODES
 from workbench.evaluation.kernel_checks import (
@@ -125,6 +126,28 @@ def test_one_kernel_is_expected_only_where_it_runs(monkeypatch: pytest.MonkeyPat
 def test_batches_between_the_kernels_rows_are_among_the_models() -> None:
     for found in (models(), quick_models()):
         assert {("int8", 3), ("int4", 5)} <= {(mode, batch) for _, mode, batch in found}
+
+
+def test_streamed_rows_and_long_prompts_are_among_the_models() -> None:
+    """The widths of k from which 8 rows are streamed are those of ``decode_layout.cuh``: two chunks."""
+    chunk = {kind: decode_shape.CHUNK_STEPS * STEP[kind] for kind in (Kind.INT8, Kind.INT4)}
+    for found in (list(models()), list(quick_models())):
+        wide = {mode: sizes for sizes, mode, batch in found if batch == 8}
+        assert wide["int8"].num_heads * wide["int8"].head_dim > chunk[Kind.INT8]
+        assert wide["int4"].intermediate_size > chunk[Kind.INT4]
+    longest = {sizes.num_kv_heads: sizes.max_position_embeddings for sizes, _, _ in models()}
+    assert min(longest[SIZES.num_kv_heads], longest[GROUPED.num_kv_heads]) * kernel_checks.LONGEST >= 2000
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_prompts_are_as_long_as_a_third_of_the_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = replace(kernel_checks.LONG, num_layers=1, max_position_embeddings=450)
+    with poisoned(), torch.inference_mode():
+        quick = session_check(sizes, "int4", 2, graphs=False)
+        monkeypatch.setattr(kernel_checks, "SANITIZED_TOKENS", 10**6)
+        found = session_check(sizes, "w8a8+kv8", 2, graphs=False)
+    assert (quick.name, quick.passed) == ("model in int4, 2 rows, 4 heads on 4, prompts of up to 32 tokens", True)
+    assert (found.name.partition(", prompts")[2], found.passed) == (" of up to 150 tokens", True)
 
 
 def test_a_token_that_is_not_the_most_probable_fails() -> None:

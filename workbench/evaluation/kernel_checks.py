@@ -55,6 +55,9 @@ SIZES = replace(
     eos_token_ids=(2,),
 )
 GROUPED = replace(SIZES, num_heads=8, num_kv_heads=2, head_dim=32, qkv_bias=False, output_bias=False)
+# 8 rows of o (INT8) and down (INT8 and INT4) are so wide that the kernel for a whole step streams them.
+WIDE = replace(SIZES, hidden_size=1152, intermediate_size=2112, num_layers=1, num_heads=18, num_kv_heads=18)
+LONG, LONG_GROUPED = (replace(sizes, max_position_embeddings=6000) for sizes in (SIZES, GROUPED))
 KINDS: dict[str, WeightQuantization | None] = {
     "float16": None,
     "int8": Int8WeightOnly(),
@@ -65,8 +68,9 @@ KINDS: dict[str, WeightQuantization | None] = {
 # Rows of x, and k: every number of column tiles, whole and with columns to spare.
 COLUMNS = ((1, 352), (3, 1120), (8, 608), (9, 160), (17, 352), (32, 608), (40, 352), (64, 160))
 QUICK_COLUMNS = ((1, 352), (9, 160), (40, 352))
-# Tokens of a model's prompts; with ``quick`` of all together: racecheck breaks cuBLAS's products of hundreds of rows.
-LONGEST, SANITIZED_TOKENS = 40, 64
+# A model's longest prompt, as a part of its positions.
+LONGEST = 1 / 3
+SANITIZED_TOKENS = 64  # of all prompts together, with ``quick``: racecheck breaks cuBLAS's products of hundreds of rows
 # One of each way to divide the work: along k, along rows, over blocks, with prefetching.
 TILES = (Tiles(2, 1, 8, 1), Tiles(2, 2, 4, 1, 1, 4), Tiles(2, 2, 2, 1, 2))
 SAMPLED = SamplingOptions(1.3, 40, 0.9, 1.2, 0.1, 0.1, random_seed=3, bad_words=((5,), (7, 9)))
@@ -113,7 +117,9 @@ def one_kernel_rows(mode: str) -> int:
 
 def models() -> Iterator[tuple[ModelConfig, str, int]]:
     """Sizes, modes and batches."""
-    return itertools.product((SIZES, GROUPED), GPU_MODES, (1, 3, 5, 20, 64))
+    yield from itertools.product((SIZES, GROUPED), GPU_MODES, (1, 3, 5, 20, 64))
+    yield from itertools.product((WIDE,), GPU_MODES, (8,))
+    yield from itertools.product((LONG, LONG_GROUPED), ("float16", "int4", "w8a8+kv8"), (1, 3, 20))
 
 
 def quick_models() -> Iterator[tuple[ModelConfig, str, int]]:
@@ -124,6 +130,7 @@ def quick_models() -> Iterator[tuple[ModelConfig, str, int]]:
     # Batches whose step is prepared for more rows than their limits allow.
     yield from ((replace(SIZES, num_layers=1), mode, batch) for mode, batch in (("int8", 3), ("int4", 5)))
     yield SIZES, "int4", 1  # a layer after another
+    yield from ((WIDE, mode, 8) for mode in ("int8", "int4"))
 
 
 def product_checks(kind: str, how: WeightQuantization | None, shape: tuple[int, int]) -> Iterator[Check]:
@@ -212,11 +219,13 @@ def session_check(config: ModelConfig, mode: str, batch: int, *, graphs: bool, o
     """
     weights = dummy_weights(config, GPU_MODES[mode])
     held = ModelWeights(list(weights.layers), weights.embedding, weights.final_norm, weights.lm_head)
-    limits = BuildLimits(max_batch_size=batch, max_input_len=64, max_output_len=16)
+    longest = int(LONGEST * config.max_position_embeddings)
+    limits = BuildLimits(max_batch_size=batch, max_input_len=longest, max_output_len=16)
     plain = TorchSession(config, held, SessionOptions(HALF, "torch", limits, DEVICE))
     fast = CudaSession(config, held, CudaOptions(HALF, limits, DEVICE, graphs=graphs, one_kernel=one_kernel))
     generator = torch.Generator().manual_seed(batch)
-    longest = LONGEST if graphs else min(LONGEST, SANITIZED_TOKENS // batch)
+    if not graphs:
+        longest = min(longest, SANITIZED_TOKENS // batch)
     lengths = torch.randint(1, longest + 1, (batch,), generator=generator).tolist()
     prompts = [torch.randint(0, config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
     errors = [distance(fast.prefill(prompts), plain.prefill(prompts))]
@@ -236,7 +245,8 @@ def session_check(config: ModelConfig, mode: str, batch: int, *, graphs: bool, o
     fast.close()
     integers = mode.startswith("w8a8") or mode.endswith("kv8")
     way = ", one kernel" if one_kernel else ""
-    name = f"model in {mode}, {batch} rows, {config.num_heads} heads on {config.num_kv_heads}{way}"
+    sizes = f"{config.num_heads} heads on {config.num_kv_heads}, prompts of up to {longest} tokens"
+    name = f"model in {mode}, {batch} rows, {sizes}{way}"
     return Check(name, max(errors), MODEL_OF_INTEGERS if integers else MODEL)
 
 
