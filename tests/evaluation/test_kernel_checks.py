@@ -16,6 +16,7 @@ from tests.triton_interpreter import let_the_interpreter_count
 pytest.importorskip("triton", reason="needs triton")
 
 from workbench.backends.kernels import decode_shape, wide_gemm
+from workbench.backends.kernels.decode_shape import StepShape, StepTuning, dynamic_shared_bytes, units_and_stages
 from workbench.backends.kernels.skinny_gemm import STEP, Kind, SkinnyLinear
 from workbench.evaluation import kernel_checks
 from workbench.evaluation.gpu_options import GPU_MODES
@@ -118,9 +119,9 @@ def test_a_comparison_draws_the_same_numbers_every_time(no_kernels: list[Tensor]
 
 
 def test_one_kernel_is_expected_only_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for runs, rows in ((True, [2, 2, 8]), (False, [0, 0, 0])):
+    for runs, rows in ((True, [2, 2, 8, 8]), (False, [0, 0, 0, 0])):
         monkeypatch.setattr(kernel_checks, "can_run_on", lambda _, runs=runs: runs)
-        assert [one_kernel_rows(mode) for mode in ("float16", "w8a8+kv8", "int4")] == rows
+        assert [one_kernel_rows(mode) for mode in ("float16", "w8a8+kv8", "int8", "int4")] == rows
 
 
 def test_batches_between_the_kernels_rows_are_among_the_models() -> None:
@@ -132,9 +133,18 @@ def test_streamed_rows_and_long_prompts_are_among_the_models() -> None:
     """The widths of k from which 8 rows are streamed are those of ``decode_layout.cuh``: two chunks."""
     chunk = {kind: decode_shape.CHUNK_STEPS * STEP[kind] for kind in (Kind.INT8, Kind.INT4)}
     for found in (list(models()), list(quick_models())):
-        wide = {mode: sizes for sizes, mode, batch in found if batch == 8}
-        assert wide["int8"].num_heads * wide["int8"].head_dim > chunk[Kind.INT8]
-        assert wide["int4"].intermediate_size > chunk[Kind.INT4]
+        eight = [(mode, sizes) for sizes, mode, batch in found if batch == 8]
+        assert max(sizes.num_heads * sizes.head_dim for mode, sizes in eight if mode == "int8") > chunk[Kind.INT8]
+        assert max(sizes.intermediate_size for mode, sizes in eight if mode == "int4") > chunk[Kind.INT4]
+        assert {("float16", 2), ("w8a8+kv8", 2)} <= {(mode, batch) for _, mode, batch in found}
+    wide = kernel_checks.WIDE
+    shape = StepShape(
+        8, Kind.INT8, Kind.FLOAT16, 1, 1, wide.hidden_size, wide.intermediate_size, 18, 18, 64, wide.vocab_size
+    )
+    units, stages = units_and_stages(shape, StepTuning(), dynamic_shared_bytes(shape, StepTuning(), 227 << 10))
+    units_of_the_head = wide.vocab_size // 16 // 132
+    assert units_of_the_head > units  # sums of two rounds
+    assert units_of_the_head * 2 > stages  # of two chunks each: the ring is filled again
     longest = {sizes.num_kv_heads: sizes.max_position_embeddings for sizes, _, _ in models()}
     assert min(longest[SIZES.num_kv_heads], longest[GROUPED.num_kv_heads]) * kernel_checks.LONGEST >= 2000
 
@@ -188,7 +198,9 @@ def test_a_failure_is_told_and_ends_with_one(
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("ok")
     assert told[1].startswith("FAILED  2.00e-01  bad")
-    assert told[2] == "1 of 2 checks passed"
+    assert told[2].startswith("decode_step: code ")
+    assert told[3].startswith("wide_gemm: code ")
+    assert told[4:] == ["1 of 2 checks passed"]
 
 
 @pytest.mark.gpu

@@ -75,8 +75,9 @@ def test_another_tuning_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["--modes", "int4", "--batches", "8", "--units", "11"]) == 0
     assert given == [StepTuning(units=11)]
     capsys.readouterr()
-    assert main(["--units", "0"]) == 2
-    assert "--units 0; allowed: 1 or more" in capsys.readouterr().err
+    for units in ("0", "25"):
+        assert main(["--units", units]) == 2
+        assert f"--units {units}; allowed: 1 to 24" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("context", [0, 5000])

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels import require_gpu
-from workbench.backends.kernels.decode_shape import StepTuning
+from workbench.backends.kernels.decode_shape import MOST_UNITS, StepTuning
 from workbench.backends.kernels.decode_step import ROWS
 from workbench.errors import WorkbenchError
 from workbench.evaluation.gpu_benchmark import ROOM, dummy_weights
@@ -121,8 +121,8 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     tuning = StepTuning(units=args.units)
     try:
-        if args.units < 1:
-            raise WorkbenchError(f"--units {args.units}", allowed="1 or more")
+        if not 1 <= args.units <= MOST_UNITS:
+            raise WorkbenchError(f"--units {args.units}", allowed=f"1 to {MOST_UNITS}")
         require_gpu("a trace of the decode kernel", otherwise="")
         for mode, batch in itertools.product(args.modes, args.batches):
             found = traced(PRESETS[args.preset], mode, batch, args.context, tuning)

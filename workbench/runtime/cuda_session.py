@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.backends.kernels import require_gpu
 from workbench.backends.kernels.choice import choose_most_probable
 from workbench.backends.kernels.decode_shape import StepTuning
-from workbench.backends.kernels.decode_step import COMPARED, DecodeStep
+from workbench.backends.kernels.decode_step import DecodeStep, compared
 from workbench.backends.torch_ops import TapSink
 from workbench.backends.triton_ops import TritonOps
 from workbench.errors import LimitError
@@ -50,14 +50,14 @@ class CudaOptions:
         graphs: replay decoding as a CUDA graph; without, every kernel is launched on its own.
         one_kernel: decode few rows in one kernel, where model and GPU allow it and it is faster (``MOST_ROWS``);
             without, operation by operation.
-            By default where this state of the kernel was compared on a GPU.
+            By default where the present kernel was compared on a GPU.
     """
 
     dtype: torch.dtype = torch.float16
     limits: BuildLimits = field(default_factory=BuildLimits)
     device: str = "cuda"
     graphs: bool = True
-    one_kernel: bool = COMPARED
+    one_kernel: bool = field(default_factory=compared)
 
 
 class CudaSession:

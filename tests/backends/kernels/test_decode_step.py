@@ -17,13 +17,10 @@ from tests.runtime.small_models import LIMITS, random_weights, small_config
 from tests.tolerances import TOLERANCE, relative_l2
 from workbench.backends.kernels import decode_step as kernels
 from workbench.backends.kernels.decode_shape import (
-    CHUNK_STEPS,
     StepShape,
     StepTuning,
     dynamic_shared_bytes,
     options,
-    segment,
-    splits,
     units_and_stages,
 )
 from workbench.backends.kernels.decode_step import CAPABILITY, DecodeStep, source, why_not
@@ -60,8 +57,8 @@ def _compiled(shape: StepShape, architecture: str = "sm_90a", extra: str = "") -
 
 @needs_nvrtc
 @pytest.mark.parametrize(("kind", "architecture"), [
-    *((kind, "sm_90a") for kind in Kind),
-    *((Kind.INT4, architecture) for architecture in LARGEST_SHARED if architecture != "sm_90a"),
+    *((kind, "sm_90") for kind in Kind),
+    *((Kind.INT4, architecture) for architecture in LARGEST_SHARED if not architecture.startswith("sm_90")),
 ])  # fmt: skip
 def test_it_compiles_for_every_architecture(kind: Kind, architecture: str) -> None:
     shape = replace(SHAPE_7B, kind=kind, subs_per_group=4)
@@ -69,9 +66,12 @@ def test_it_compiles_for_every_architecture(kind: Kind, architecture: str) -> No
 
 
 @needs_nvrtc
-@pytest.mark.parametrize(("kind", "rows"), [(Kind.FLOAT16, 1), (Kind.INT4, 8), (Kind.W8A8, 2)])
-def test_the_launch_has_the_registers_that_warps_exchange(kind: Kind, rows: int) -> None:
-    shape = replace(SHAPE_7B, kind=kind, rows=rows, subs_per_group=4)
+@pytest.mark.parametrize(("kind", "rows", "int8_cache"), [
+    (kind, rows, int8_cache)
+    for kind, most in kernels.MOST_ROWS.items() for rows in kernels.ROWS if rows <= most for int8_cache in (False, True)
+])  # fmt: skip
+def test_the_launch_has_the_registers_that_warps_exchange(kind: Kind, rows: int, int8_cache: bool) -> None:
+    shape = replace(SHAPE_7B, kind=kind, rows=rows, subs_per_group=4, int8_cache=int8_cache, scale_per_head=True)
     code = _compiled(shape, extra=f"static_assert(LAUNCH_REGISTERS == {kernels.LAUNCH_REGISTERS});")
     attribute = b"\x04\x2f\x08\x00"  # EIATTR_REGCOUNT of .nv.info: then a symbol and its registers
     assert [
@@ -133,27 +133,6 @@ def test_structures_are_those_of_the_kernel() -> None:
     assert _compiled(SHAPE_7B, extra="\n".join([*lines, *offsets]))
     with pytest.raises(RuntimeError, match="static assertion"):
         _compiled(SHAPE_7B, extra="static_assert(sizeof(Layer) == 8);")
-
-
-@pytest.mark.parametrize("rows", [1, 2, 4, 8])
-@pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
-def test_segments_are_whole_chunks_and_hold_a_norms_row(rows: int, kind: Kind) -> None:
-    held = segment(replace(SHAPE_7B, rows=rows, kind=kind))
-    assert held >= SHAPE_7B.hidden
-    assert held % (CHUNK_STEPS * STEP[kind]) == 0
-    assert held * rows <= 8 * SHAPE_7B.intermediate
-
-
-def test_heads_attend_together_in_divisors_of_their_group() -> None:
-    assert replace(SHAPE_7B, kv_heads=8).queries == 2
-    assert replace(SHAPE_7B, heads=30, kv_heads=10).queries == 1
-    assert SHAPE_7B.parts == 32
-
-
-def test_keys_are_divided_until_every_processor_has_work() -> None:
-    assert splits(SHAPE_7B, StepTuning(), 132) == 4
-    assert splits(replace(SHAPE_7B, rows=8), StepTuning(), 132) == 1
-    assert splits(SHAPE_7B, StepTuning(splits=7), 132) == 7
 
 
 def _model(config: ModelConfig, weights: ModelWeights) -> kernels.StepModel | None:
@@ -242,6 +221,8 @@ CASES = [
     ("int8", 4, False, 4, StepTuning(units=1)),
     ("int8", 8, False, 1, StepTuning()),
     ("int8", 2, True, 4, StepTuning()),
+    ("int8", 4, False, 8, StepTuning()),
+    ("int8", 2, True, 8, StepTuning(split_rows=16)),
     ("int4", 4, False, 1, StepTuning()),
     ("int4", 8, False, 8, StepTuning(stages=5, in_flight=2)),
     ("int4", 2, True, 8, StepTuning(split_rows=16)),

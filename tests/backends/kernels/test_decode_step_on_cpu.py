@@ -74,6 +74,9 @@ CASES = [
     Case("dense", EIGHT, StepTuning(stages=3), blocks=5, sizes={"hidden": 1024}),  # o's rows are streamed, and fit
     Case("int8", [9], StepTuning(stages=5, units=1), blocks=1),
     Case("int8", EIGHT, StepTuning(stages=5), blocks=3, kv_heads=2, int8_cache=True),
+    # o's and down's rows are streamed, as a 7B's are.
+    Case("int8", EIGHT, StepTuning(stages=5), 3, 3, int8_cache=True, sizes={"hidden": 1152, "heads": 9}),
+    Case("int8", EIGHT, StepTuning(stages=3, units=3), blocks=3, sizes=LONG_AND_ODD, rows_bytes=32 << 10),
     Case("int4_32", [9], StepTuning(stages=5), sizes={"intermediate": 352}),
     Case("int4_64", [9, 30], StepTuning(stages=5, units=5), blocks=3, sizes={"hidden": 512}),
     Case("int4_128", EIGHT, StepTuning(stages=4, in_flight=2), kv_heads=8, int8_cache=True),

@@ -17,6 +17,7 @@ CONSUMER_WARPS, HALVES = 16, 2
 STREAMED_ROWS = 8  # whose x is streamed wherever no norm needs it whole
 TILE_STEP_BYTES, PAIRS_BYTES, PADDING = 1024, 32, 64
 FEWER_UNITS, FEWEST_STAGES, ENOUGH_STAGES = (4, 2), 3, 4
+MOST_UNITS = 24  # whose scales and biases fit what is left for declared memory
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from workbench.backends.kernels.decode_shape import (
     units_and_stages,
     whole,
 )
-from workbench.backends.kernels.nvrtc import Kernel, Launch, cached_cubin
+from workbench.backends.kernels.nvrtc import Kernel, Launch, cached_cubin, code_digest
 from workbench.backends.kernels.skinny_gemm import STEP, TILED, Kind, SkinnyLinear, address_of, architecture_of
 from workbench.model.ops import LayerCache
 
@@ -40,9 +40,9 @@ ROWS = (1, 2, 4, 8)  # that the kernel is compiled for
 # Rows up to which it was faster on an H100 than operation by operation. It runs more of them, which tests show.
 MOST_ROWS: dict[Kind, int] = {Kind.FLOAT16: 2, Kind.INT8: 8, Kind.INT4: 8, Kind.W8A8: 2}
 CAPABILITY = (9, 0)  # that it was measured on
-# Whether this state of the kernel was compared with the plain op set on a GPU (``kernel_checks``): until then
-# sessions use it where they are told to, and only there.
-COMPARED = True
+# :func:`~workbench.backends.kernels.nvrtc.code_digest` of the kernel that was compared with the plain op set on a GPU
+# (``kernel_checks`` prints the present one's). Another is used where a session is told to, and only there.
+COMPARED_CODE = "11f1ce151960a6dc"
 SHARED_BYTES = 227 << 10
 THREADS = 640
 LAUNCH_REGISTERS = 96  # of each of them, which producers and consumers then exchange (``decode_layout.cuh``)
@@ -129,6 +129,12 @@ def source() -> str:
     """The kernel's CUDA C++, what it shares with others before it."""
     here = resources.files(__package__)
     return "".join(here.joinpath(name).read_text(encoding="utf-8") for name in SOURCES)
+
+
+@functools.cache
+def compared() -> bool:
+    """Whether the present kernel is the one that was compared."""
+    return code_digest(source()) == COMPARED_CODE
 
 
 def why_not(model: StepModel, rows: int = 1) -> str | None:

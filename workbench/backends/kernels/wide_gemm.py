@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.backends.kernels import packing
-from workbench.backends.kernels.nvrtc import Box, Kernel, Launch, TensorMap, cached_cubin, tensor_map
+from workbench.backends.kernels.nvrtc import Box, Kernel, Launch, TensorMap, cached_cubin, code_digest, tensor_map
 from workbench.backends.kernels.skinny_gemm import (
     MAX_COLUMNS,
     TILED,
@@ -105,8 +105,8 @@ class WideTiles:
 
 
 def choose_wide(linear: SkinnyLinear, columns: int) -> WideTiles | None:
-    """A sound choice for any shape; None where the kernel does not run, is not :data:`COMPARED`, or not faster."""
-    used = linear.kind in COMPARED and columns >= MIN_COLUMNS[linear.kind]
+    """A sound choice for any shape; None where the kernel does not run, was not compared, or is not faster."""
+    used = columns >= MIN_COLUMNS[linear.kind] and compared()
     return possible_wide(linear, columns) if used else None
 
 
@@ -140,9 +140,9 @@ def _device(index: int) -> tuple[tuple[int, int], int]:
     return torch.cuda.get_device_capability(index), torch.cuda.get_device_properties(index).multi_processor_count
 
 
-# Kinds whose products were compared with the plain op set on a GPU in this state of the kernel
-# (``python -m workbench.evaluation.kernel_checks``): the others are timed, but not used.
-COMPARED: frozenset[Kind] = frozenset(Kind)
+# :func:`~workbench.backends.kernels.nvrtc.code_digest` of the kernel whose products of every kind were compared with
+# the plain op set on a GPU (``kernel_checks`` prints the present one's). Another is timed, but not used.
+COMPARED_CODE = "e2e40b2361fadc18"
 
 # Fewest rows of x for which a kind's products are used: from there on they were faster on an H100 than what else goes
 # operation by operation; INT4 at 5 to 8 rows by the sum of its products (2.66 against 2.98 ms a step of a 7B).
@@ -246,6 +246,12 @@ def source() -> str:
     here = resources.files(__package__)
     names = ("ptx.cuh", "fragments.cuh", "wide_gemm.cu")
     return "".join(here.joinpath(name).read_text(encoding="utf-8") for name in names)
+
+
+@functools.cache
+def compared() -> bool:
+    """Whether the present kernel is the one that was compared."""
+    return code_digest(source()) == COMPARED_CODE
 
 
 @functools.cache
