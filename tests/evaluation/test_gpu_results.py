@@ -92,12 +92,15 @@ def test_tables_have_every_case() -> None:
         "`workbench benchmark --preset small`\n\n2026-11-30; A GPU; torch 2.99. A copy of 1 GiB moved 3.00"
     )
     assert "1.5 minutes in all." in text
-    rows = [line for line in text.splitlines() if line.startswith("| int4")]
+    rows = [line for line in text.splitlines() if "| int4 " in line]
     assert rows == [
-        "| int4 | 3.00 / 10.00 | 50 % / 50 % | 3.0 / 3.0 | 3.00 / does not fit | 50 % / - | 3.0 / - |",
+        "| 128 | int4 | 3.00 / 10.00 | 500 / 500 | 1.0 / 1.0 | 50 % / 50 % | 3.0 / 3.0 |",
+        "| 2048 | int4 | 3.00 / does not fit | 500 / - | 1.0 / - | 50 % / - | 3.0 / - |",
         "| int4 | 4.00 | 500 | 5 |",
     ]
-    assert "| mode | context 128, batch 1 / 8: ms a step | share of the bandwidth | peak GB | context 2048" in text
+    assert (
+        "| context | mode | ms a step, batch 1 / 8 | tokens/s | GB moved | share of the bandwidth | peak GB |" in text
+    )
     assert "Not run: int4 batch 8 context 2048: does not fit" in text
     lone = replace(RESULT, speeds=SPEEDS[:1], skipped=())
     assert "Reading prompts" not in markdown(lone, "x")
@@ -107,14 +110,15 @@ def test_tables_have_every_case() -> None:
 def test_every_place_of_a_table_is_filled() -> None:
     read = (_speed("int4", 2, 64, "prefill"), _speed("w8a8", 3, 64, "prefill"))
     rows = markdown(replace(RESULT, speeds=(*SPEEDS[:4], SPEEDS[5], *read)), "x").splitlines()
-    assert "| hf eager | not run / 10.00 | - / 50 % | - / 3.0 | not run / not run | - / - | - / - |" in rows
+    assert "| 128 | hf eager | not run / 10.00 | - / 500 | - / 1.0 | - / 50 % | - / 3.0 |" in rows
+    assert "| 2048 | hf eager | not run / not run | - / - | - / - | - / - | - / - |" in rows
     assert "| w8a8 | not run | - | - | 5.00 | 500 | 6 |" in rows
 
 
 def test_steps_that_are_not_the_usual_number_are_said() -> None:
     speeds = tuple(replace(speed, steps=8 if speed.mode == "hf eager" else 128) for speed in SPEEDS)
     told = markdown(replace(RESULT, speeds=speeds), "x")
-    assert "| hf eager (8 steps) | " in told
+    assert "| 128 | hf eager (8 steps) | " in told
     assert "| int4 | " in told
     assert "128 steps a case where nothing else is said;" in told
 

@@ -97,6 +97,23 @@ def test_greedy_decoding_on_the_device_chooses_what_the_host_would() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.parametrize("kind", ["dense", "int4", "w8a8"])
+@pytest.mark.parametrize("batch", [1, 3, 20])
+def test_a_step_waits_for_nothing(kind: str, batch: int) -> None:
+    config = _config(4)
+    session = CudaSession(config, random_weights(config, kind, int8_cache=False), CudaOptions(HALF, LIMITS))
+    session.prefill([[1, 2, 3]] * batch)
+    session.decode_greedy()  # captures the graph
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            session.decode_greedy()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_taps_are_those_of_the_plain_session() -> None:
     config = _config(4)
     weights = random_weights(config, "w8a8", int8_cache=False)

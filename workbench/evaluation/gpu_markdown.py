@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from workbench.evaluation.gpu_results import DECODE, PREFILL, GpuBenchmarkResult, GpuSpeed, label
 
 MISSING = "-"  # the place of a case without a time
+_DECODING: tuple[Callable[[GpuSpeed], str], ...] = (
+    lambda speed: f"{speed.tokens_per_s:.0f}",
+    lambda speed: f"{speed.moved_bytes / 1e9:.1f}",
+    lambda speed: f"{100 * speed.bandwidth_share:.0f} %",
+    lambda speed: f"{speed.peak_bytes / 1e9:.1f}",
+)
 
 
 def markdown(result: GpuBenchmarkResult, command: str) -> str:
@@ -33,22 +39,20 @@ def markdown(result: GpuBenchmarkResult, command: str) -> str:
 
 
 def _decoding(result: GpuBenchmarkResult) -> list[str]:
-    """Milliseconds a step for each batch, the share of the bandwidth, and the most memory, context by context."""
+    """A line for each context and mode; in a cell what was found for each batch."""
     speeds = [speed for speed in result.speeds if speed.task == DECODE]
     batches = sorted({speed.batch for speed in speeds})
-    contexts = sorted({speed.context for speed in speeds})
-    heads = ["mode"]
-    for context in contexts:
-        heads += [f"context {context}, batch {_joined(batches)}: ms a step", "share of the bandwidth", "peak GB"]
+    heads = ["context", "mode", f"ms a step, batch {_joined(batches)}", "tokens/s", "GB moved"]
+    heads += ["share of the bandwidth", "peak GB"]
     lines = []
-    for mode in dict.fromkeys(speed.mode for speed in speeds):
-        cells = [_named(mode, speeds, result.conditions.steps)]
-        for context in contexts:
+    for context in sorted({speed.context for speed in speeds}):
+        for mode in dict.fromkeys(speed.mode for speed in speeds):
             found = [_find(result, label(mode, DECODE, batch, context)) for batch in batches]
-            cells.append(_joined(_time(result, mode, DECODE, (batch, context)) for batch in batches))
-            cells.append(_joined(f"{100 * speed.bandwidth_share:.0f} %" if speed else MISSING for speed in found))
-            cells.append(_joined(f"{speed.peak_bytes / 1e9:.1f}" if speed else MISSING for speed in found))
-        lines.append(cells)
+            times = _joined(_time(result, mode, DECODE, (batch, context)) for batch in batches)
+            cells = [str(context), _named(mode, speeds, result.conditions.steps), times]
+            for show in _DECODING:
+                cells.append(_joined(show(speed) if speed else MISSING for speed in found))
+            lines.append(cells)
     return _table(heads, lines)
 
 
