@@ -15,8 +15,7 @@ GPU_MODES: dict[str, Recipe] = {
     "float16+kv8": Recipe(kv_cache=Int8KVCache()),
     "w8a8+kv8": Recipe(weights=SmoothQuant(), kv_cache=Int8KVCache()),
 }
-# Rows up to which Hugging Face is compiled. A case takes half a minute whatever the model's size, which a small model's
-# run has once: so that it ends within two minutes.
+# Rows up to which Hugging Face is compiled. A case takes half a minute or more, which a small model's run has once.
 COMPILED_MOST = 8
 SMALL_MODEL = 3_000_000_000  # parameters
 TUNED_BATCHES = (1, 8, 16, 32, 64)

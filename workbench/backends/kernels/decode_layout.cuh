@@ -3,14 +3,15 @@
 // A unit is 16 rows of a matrix (8 of gate and 8 of up under SwiGLU), a step 64 bytes of each row, a chunk 16 steps of
 // one unit: two for every warp of a half of the consumers. Where no norm needs whole rows of x, and they do not fit shared
 // memory or are 8, every warp streams what it multiplies of them through two steps of its own; W8A8, which quantizes rows,
-// goes through k in segments.
+// goes through k in segments (of no published model: its 2 rows fit up to 18,432 values).
 //
 // Macros: NB rows of x (1, 2, 4, 8); KIND and KIND_HEAD of the weights, as in skinny_gemm.cu; GROUPS scales a step and
 // row, each of SUBS_PER_GROUP times 32 values (INT4); BLOCKS of the grid; HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM,
 // VOCAB of the model; KV8 for an INT8 cache; SCALE_STRIDE 1 where every head has its scale; SPLITS of a row's keys at
 // most, of SPLIT_ROWS or more; QUERIES heads of a group that attend together; ATTENTION_SCALE of scores; MAX_SHARED bytes
 // of shared memory; MAX_STAGES chunks that the ring holds; MAX_IN_FLIGHT of them asked for and not there yet; SEGMENT
-// values of k in shared memory; UNITS whose sums are kept at once; WATCHDOG 1: a wait of seconds ends the kernel; TRACED_LAYER, whose times are kept, or -1.
+// values of k in shared memory; UNITS whose sums are kept at once; WATCHDOG 1: a wait of seconds ends the kernel;
+// TRACED_LAYER, whose times are kept, or -1.
 
 #define CONSUMERS 16
 #define PRODUCERS 4
