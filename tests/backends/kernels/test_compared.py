@@ -51,3 +51,9 @@ def test_sessions_use_the_kernel_for_a_step_only_where_it_was_compared(
     assert CudaOptions().one_kernel is was_compared
     assert CudaOptions(one_kernel=True).one_kernel
     decode_step.compared.cache_clear()
+
+
+def test_the_present_kernel_is_the_one_that_was_compared(kernel: ModuleType) -> None:
+    """Not a rule: while a kernel is being changed, this says what sessions do without."""
+    if not kernel.compared():
+        pytest.skip(f"{kernel.__name__} is not what a GPU compared: sessions do without it (docs/gpu.md)")
