@@ -152,7 +152,7 @@ def test_the_frame_has_a_row_per_group(book: AlphaBook) -> None:
     assert list(frame.index[frame["locked"]]) == ["layers.0.o"]
     assert list(frame.index[frame["own"]]) == ["layers.1.down"]
     assert list(frame["alpha"].fillna(-1)) == [-1, 0.6, -1, 0.6, -1, 0.6, -1, 0.2]
-    assert frame.loc["layers.1.down", ["error", "best_alpha", "best_error"]].tolist() == [error, 0.2, error]
+    assert frame.loc["layers.1.down", ["error", "best_tried", "best_tried_error"]].tolist() == [error, 0.2, error]
     assert frame["error"].notna().sum() == 1
 
 
@@ -169,6 +169,6 @@ def test_a_kept_group_has_no_error_and_no_best_alpha(book: AlphaBook) -> None:
     frame = groups_frame(HOW, (), 2, book, {"layers.0.down"}).set_index("group")
     assert list(frame.index[frame["kept"]]) == ["layers.0.down"]
     assert frame.loc["layers.0.down", ["error", "plain_error"]].tolist() == [0.0, 0.0]
-    assert frame.loc["layers.0.down", ["best_alpha", "best_error"]].isna().all()
+    assert frame.loc["layers.0.down", ["best_tried", "best_tried_error"]].isna().all()
     assert frame.loc["layers.0.o", "plain_error"] == plain
-    assert frame.loc["layers.0.o", "best_alpha"] == 0.6
+    assert frame.loc["layers.0.o", "best_tried"] == 0.6

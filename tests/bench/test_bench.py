@@ -292,6 +292,16 @@ def test_two_that_want_the_same_checkpoint_convert_it_once(calibrated, monkeypat
     assert made == found[:1]
 
 
+def test_the_model_of_a_recipe_that_is_taken_away_is_found_from_anywhere(random_model_dir, tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "model").symlink_to(random_model_dir())
+    monkeypatch.chdir(tmp_path / "inside")
+    bench = Bench("../model", cache_dir=tmp_path / "cache")
+    assert bench.recipe.model == str(tmp_path / "model")
+    bench.change(lambda recipe: dataclasses.replace(recipe, model="../model"))
+    assert bench.recipe.model == str(tmp_path / "model")
+
+
 def test_any_recipe_that_is_taken_is_of_the_benches_model(bench):
     bench.recipe = Recipe(dtype="float32")
     assert bench.recipe.model == str(bench.model_dir)

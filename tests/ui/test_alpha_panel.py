@@ -244,7 +244,7 @@ def test_the_frame_and_the_map_know_every_group(panel: AlphaPanel) -> None:
     assert len(frame) == 8
     assert (frame["alpha"] == 0.85).all()
     assert frame["error"].notna().sum() == 4  # those of the shown layer
-    assert frame.loc["layers.0.qkv", "best_error"] == panel.curve.best[1]  # type: ignore[union-attr]
+    assert frame.loc["layers.0.qkv", "best_tried_error"] == panel.curve.best[1]  # type: ignore[union-attr]
     assert panel.view.map.cells.texts[1] == "layers.1.qkv: alpha 0.85"
 
 
@@ -300,7 +300,7 @@ def test_a_group_that_the_recipe_keeps_has_no_charts(panel: AlphaPanel) -> None:
 def test_a_layers_groups_say_where_not_smoothing_is_better(panel: AlphaPanel) -> None:
     frame = panel.frame.set_index("group").loc["layers.0.qkv":"layers.0.down"]  # type: ignore[misc]  # a slice of labels
     assert frame["plain_error"].notna().all()
-    for name, (best, plain) in frame[["best_error", "plain_error"]].iterrows():
+    for name, (best, plain) in frame[["best_tried_error", "plain_error"]].iterrows():
         said = "not smoothing is better" in row(panel, str(name).split(".")[2]).error.value
         assert said == (plain < best)
 

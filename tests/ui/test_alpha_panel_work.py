@@ -47,7 +47,7 @@ def test_one_group_is_tuned(panel: AlphaPanel) -> None:
     assert set(alphas) == {"layers.1.down"}
     assert row(panel, "down").slider.value == alphas["layers.1.down"]
     best = panel.frame.set_index("group").loc["layers.1.down"]
-    assert (best["alpha"], best["error"]) == (best["best_alpha"], best["best_error"])
+    assert (best["alpha"], best["error"]) == (best["best_tried"], best["best_tried_error"])
 
 
 def test_a_layer_is_tuned(panel: AlphaPanel) -> None:
@@ -63,7 +63,7 @@ def test_all_groups_are_tuned_in_one_step(panel: AlphaPanel) -> None:
     frame = panel.frame
     assert len(own_alphas(panel.state)) == 8
     assert frame["error"].notna().all()
-    assert (frame["error"] <= frame["best_error"] + 1e-12).all()
+    assert (frame["error"] <= frame["best_tried_error"] + 1e-12).all()
     assert panel.view.work.job_panel is not None
     assert "done" in panel.view.work.job_panel.status.value
     panel.state.undo()

@@ -123,8 +123,9 @@ def groups_frame(
 
     Returns:
         One row per group: ``group``, ``layer``; ``own`` (whether its alpha is not that of all), ``locked``, ``kept``;
-        ``alpha`` (NaN: not smoothed), ``error`` (relative L2 at that alpha), ``best_alpha`` and ``best_error`` of those
-        that were tried, ``plain_error`` of the group quantized without smoothing; NaN where the book knows nothing.
+        ``alpha`` (NaN: not smoothed), ``error`` (relative L2 at that alpha), ``best_tried`` and ``best_tried_error``:
+        of the alphas that were tried so far, which may be one, that of least error; ``plain_error`` of the group
+        quantized without smoothing; NaN where the book knows nothing.
     """
     rows = []
     for layer, group in groups_of("", num_layers):
@@ -139,7 +140,7 @@ def groups_frame(
             plain = book.known_error(layer, group, without(how, group))
             errors = (book.known_error(layer, group, how), *best, plain)
         rows.append((*facts, *errors))
-    numbers = ["alpha", "error", "best_alpha", "best_error", "plain_error"]
+    numbers = ["alpha", "error", "best_tried", "best_tried_error", "plain_error"]
     frame = pd.DataFrame(rows, columns=["group", "layer", "own", "locked", "kept", *numbers])
     return frame.astype(dict.fromkeys(numbers, float))
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,11 +132,11 @@ class Bench(BenchState):
         cache_dir: str | Path | None = None,
         device: str | None = None,
     ) -> None:
-        self.source = HFCheckpoint.open(model_dir)
+        # Absolute: a recipe and a command line that are taken away hold wherever they are read.
+        self.source = HFCheckpoint.open(os.path.abspath(model_dir))
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.workspace = Workspace(cache_root(cache_dir), self.source.fingerprint())
         self._tokenizer: Any = None
-        self._given_model = str(model_dir)
         super().__init__(recipe or Recipe(dtype=_stored_dtype(self.source), weights=SmoothQuant()))
         self.smoothed = SmoothedView(self.source, self.device)
         self.models = OpenModels(self)
@@ -147,7 +148,7 @@ class Bench(BenchState):
     @traitlets.validate("recipe")
     def _of_this_model(self, proposal: Any) -> Recipe:
         """Any recipe becomes one of this model; one that names layers which the model lacks is refused."""
-        recipe: Recipe = dataclasses.replace(proposal["value"], model=self._given_model)
+        recipe: Recipe = dataclasses.replace(proposal["value"], model=str(self.model_dir))
         _require_layers(recipe, self.config.num_layers)
         return recipe
 

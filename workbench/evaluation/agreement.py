@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workbench.evaluation.fact_table import fact_table
 from workbench.evaluation.perplexity import next_token_nll
 
 # "The same model": nineteen of twenty positions point the same way, with small error, and mostly choose the same token.
@@ -49,6 +50,19 @@ class Agreement:
     reference_perplexity: float
     candidate_perplexity: float
     positions: int
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return fact_table(
+            {
+                "same next token": f"{100 * self.top1:.1f} % of {self.positions} positions",
+                "KL divergence from the reference": f"{self.kl:.4g} nats",
+                "perplexity, reference": f"{self.reference_perplexity:.2f}",
+                "perplexity, candidate": f"{self.candidate_perplexity:.2f}",
+                "cosine of the logits, 5th percentile": f"{self.cosine_p5:.5f}",
+                "relative L2 of the logits, 95th percentile": f"{100 * self.relative_l2_p95:.3g} %",
+            }
+        )
 
     def same_model(self, precision: str) -> bool:
         """Whether the gate passes for a candidate of that precision; NaN anywhere fails it."""

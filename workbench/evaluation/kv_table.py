@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.checkpoint.cast import torch_dtype
+from workbench.evaluation.fact_table import fact_table
 from workbench.evaluation.range_table import per_octave
 from workbench.model.config import ModelConfig
 from workbench.quantization.kv_scales import kv_bytes_per_token
@@ -33,6 +34,12 @@ class KVMemory:
     tokens: int
     dense_bytes_per_token: int
     int8_bytes_per_token: int
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        per_token = f"{self.dense_bytes_per_token:,} bytes in {self.dtype}, {self.int8_bytes_per_token:,} in INT8"
+        full = f"{self.dense_bytes / 1e6:,.1f} MB in {self.dtype}, {self.int8_bytes / 1e6:,.1f} MB in INT8"
+        return fact_table({"one token, all layers": per_token, f"a full cache of {self.tokens:,} tokens": full})
 
     @property
     def saved_bytes_per_token(self) -> int:

@@ -51,7 +51,7 @@ class NotebookBench(Bench):
 
         return self._panel(("kv_scales",), lambda: KVScalesPanel(state=self))
 
-    def layer_diff(self, candidate: Any = None, reference: Any = "hf") -> Panel:
+    def layer_diff(self, candidate: Any = None, *, reference: Any = "hf") -> Panel:
         """Compare two models tap by tap.
 
         Args:
