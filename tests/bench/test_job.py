@@ -221,7 +221,7 @@ def test_an_unforeseen_error_is_told_and_raised_again() -> None:
     with pytest.raises(ZeroDivisionError):
         job.result(SECONDS)
     assert job.state == "failed"
-    assert job.message == "ZeroDivisionError: division by zero. Mend the cause and press Start again"
+    assert job.message == "ZeroDivisionError: division by zero. Mend the cause and start again"
 
 
 def test_a_gpu_without_memory_is_told_in_our_words() -> None:

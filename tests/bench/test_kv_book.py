@@ -116,5 +116,8 @@ def test_the_frame(book: KVBook, random_kv_study: KVStudy) -> None:
     frame = kv_frame(ranges, HOW, SMOOTH, book)
     np.testing.assert_array_equal(frame["error_per_head"], [np.nan, error.relative_l2])
     assert frame["error_per_tensor"].notna().tolist() == [True, False]
+    smoothed = book.ranges(1, SMOOTH).values[1].max()
+    assert frame["value_smoothed"].tolist() == [float(book.ranges(0, SMOOTH).values[0].max()), float(smoothed)]
+    assert empty["value_smoothed"].isna().all()
     np.testing.assert_array_equal(frame["value_clipped"], [np.nan, error.value_clipped])
     assert error.key_clipped > 0

@@ -240,7 +240,7 @@ def _refuse(_: object) -> None:
 
 def test_a_strangers_folder_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="exists; add --force"):
+    with pytest.raises(CheckpointError, match="exists and is no model that this command wrote"):
         write_demo_model(tmp_path)
 
 

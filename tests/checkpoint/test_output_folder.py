@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench.checkpoint.output_folder import output_folder
+from workbench.checkpoint.output_folder import check_apart, output_folder
 from workbench.errors import Cancelled, CheckpointError
 
 OLD = '{"workbench": {"kind": "checkpoint"}}'
@@ -57,6 +57,7 @@ def test_an_exception_leaves_things_as_they_were(tmp_path: Path, error: type[Bas
 
 def test_an_existing_output_is_refused(tmp_path: Path) -> None:
     match = "exists; add --force to replace it"
+    _write(tmp_path, OLD)
     with pytest.raises(CheckpointError, match=match), output_folder(tmp_path, force=False, needed_bytes=1):
         pytest.fail("entered")
 
@@ -87,7 +88,10 @@ def test_force_does_not_replace_what_others_made(tmp_path: Path, config: str) ->
     _write(target, config)
     for replaces in ("checkpoint", "engine", "model"):
         with (
-            pytest.raises(CheckpointError, match=f"is no {replaces} that this command wrote; remove it by hand"),
+            pytest.raises(
+                CheckpointError,
+                match=f"is no {replaces} that this command wrote; give another output, or remove it by hand",
+            ),
             output_folder(target, force=True, needed_bytes=1, replaces=replaces),
         ):
             pytest.fail("entered")
@@ -108,17 +112,40 @@ def test_force_does_not_replace_another_kind_of_ours(tmp_path: Path, kind: str, 
 
 def test_force_does_not_replace_a_stranger(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    match = "is no checkpoint that this command wrote; remove it by hand"
+    match = "is no checkpoint that this command wrote; give another output, or remove it by hand"
     with pytest.raises(CheckpointError, match=match), output_folder(tmp_path, force=True, needed_bytes=1):
         pytest.fail("entered")
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_force_does_not_replace_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "file"
+@pytest.mark.parametrize("force", [False, True])
+def test_what_force_does_not_replace_is_told_before_force_is_spoken_of(tmp_path: Path, force: bool) -> None:
+    file, folder, link = tmp_path / "file", tmp_path / "folder", tmp_path / "link"
     file.touch()
-    with pytest.raises(CheckpointError, match="is no checkpoint"), output_folder(file, force=True, needed_bytes=1):
-        pytest.fail("entered")
+    folder.mkdir()
+    (folder / "thesis.tex").touch()
+    link.symlink_to(folder)
+    told = {file: "file exists and is no checkpoint", folder: "folder exists and is no checkpoint", link: "is a link"}
+    for target, match in told.items():
+        with pytest.raises(CheckpointError, match=match), output_folder(target, force=force, needed_bytes=1):
+            pytest.fail("entered")
+    assert (link / "thesis.tex").exists()
+
+
+def test_the_output_is_never_what_it_is_made_from(tmp_path: Path) -> None:
+    source = tmp_path / "a" / "model"
+    source.mkdir(parents=True)
+    check_apart(None, source)
+    check_apart(source, source / "inside")
+    check_apart(source, tmp_path / "b")
+    for out in (source, tmp_path / "a" / ".." / "a" / "model"):
+        with pytest.raises(CheckpointError, match=f"^output {out} is what it would be made from; give another output$"):
+            check_apart(source, out)
+    with pytest.raises(CheckpointError, match=f"holds {source}, which it would be made from; give another output$"):
+        check_apart(source, tmp_path)
+    _write(source, "{}")
+    with pytest.raises(CheckpointError, match=f"config.json is a file of {source}, which it would be made from; give"):
+        check_apart(source, source / "config.json")
 
 
 def test_a_small_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

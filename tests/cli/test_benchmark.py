@@ -98,8 +98,42 @@ def test_flags_of_the_gpu_without_one_are_refused_before_anything_is_timed(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     told = refused("benchmark", "--preset", "internlm-7b", *flags)
     assert "a benchmark with random weights needs an NVIDIA GPU, and torch finds no CUDA GPU; " in told
-    named = ", ".join(flag for flag in flags if flag.startswith("--"))
-    assert f"; to time dummy weights on the CPU leave out {named} and give --threads N, or use a machine with" in told
+    assert told.endswith(", or use a machine with an NVIDIA GPU\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "gigabytes", "told"),
+    [
+        ((), 1000, "internlm-7b --threads 2"),
+        ((), None, "internlm-7b --threads 2"),
+        (("--n_layer", "2", "--rotary_base", "1e6"), 30, "internlm-7b --n_layer 2 --rotary_base 1000000.0 --threads 2"),
+        (("--modes", "int4", "int8"), 1000, "internlm-7b --modes int8 --threads 2"),
+        ((), 50, "internlm-7b --modes bfloat16 int8 float16 --threads 2"),
+        ((), 24, "internlm2-1.8b --modes float32 bfloat16 int8 float16 --threads 2"),
+        ((), 12, "internlm2-1.8b --modes bfloat16 int8 float16 --threads 2"),
+        (("--modes", "int8"), 6, "internlm-7b --n_layer 1 --modes int8 --threads 2"),
+        ((), 0.1, None),
+    ],
+)
+def test_what_is_named_in_place_of_a_gpu_fits_this_machine(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], gigabytes: float | None, told: str | None
+) -> None:
+    available = None if gigabytes is None else round(gigabytes * 1e9)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("workbench.evaluation.benchmark.available_bytes", lambda: available)
+    said = refused("benchmark", "--preset", "internlm-7b", "--dummy", *flags)
+    if told is None:
+        assert "; end what else takes memory, of which this machine has too little to time any of it on the" in said
+        return
+    line = f"workbench benchmark --preset {told}"
+    assert f"; what fits the CPU here: {line}, or use a machine" in said
+
+    # Its memory is asked about first: here it is told to fit.
+    def fits(*_: object) -> None:
+        raise LimitError("it fits")
+
+    monkeypatch.setattr("workbench.evaluation.benchmark._Pair", fits)
+    assert "it fits" in refused(*line.split()[1:])
 
 
 def test_what_is_wrong_on_the_command_line_comes_before_the_missing_gpu(
@@ -119,7 +153,7 @@ def test_an_old_gpu_leaves_the_cpu(refused: Refused, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "Old GPU")
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: object())
     told = refused("benchmark", "--preset", "internlm-7b")
-    assert "to time dummy weights on the CPU give --threads N, or use a newer GPU" in told
+    assert re.search(r"; what fits the CPU here: workbench benchmark .* --threads 2, or use a newer GPU$", told.strip())
 
 
 def test_what_fits_is_named_by_its_flags(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

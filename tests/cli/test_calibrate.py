@@ -132,7 +132,38 @@ def test_mistakes_are_told_in_one_sentence(
 def test_an_output_that_exists_is_refused_before_any_work(
     tiny_model_dir: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    assert "exists; add --force" in refused("calibrate", "--model_dir", tiny_model_dir, "-o", tmp_path)
-    assert "is no folder of a calibration" in refused(
-        "calibrate", "--model_dir", tiny_model_dir, "-o", tmp_path, "--force"
-    )
+    ranges, strange = tmp_path / "ranges", tmp_path / "strange"
+    for folder in (ranges, strange):
+        folder.mkdir()
+        (folder / "ranges.safetensors").touch()
+    # As in a calibrated checkpoint, which is more than its ranges.
+    (strange / "config.json").write_text('{"workbench": {"kind": "checkpoint"}}')
+    words = ("calibrate", "--model_dir", tiny_model_dir, "-o")
+    assert f"output {ranges} exists; add --force" in refused(*words, ranges)
+    for force in ((), ("--force",)):
+        foreign = f"output {strange} exists and is no folder of a calibration that this command wrote; give another"
+        assert foreign in refused(*words, strange, *force)
+    assert (strange / "config.json").is_file()
+
+
+def test_who_is_asked_for_a_dataset_is_told(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("calibrate", "--model_dir", str(tiny_model_dir), "-o", str(tmp_path / "out"), "--dataset")
+    assert main([*words, "some/name"]) == 2  # tests run offline
+    told = capsys.readouterr()
+    assert told.out == "asking the hub for some/name\n"
+    assert "dataset 'some/name' cannot be reached" in told.err
+    assert main([*words, str(tmp_path)]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_the_output_is_never_what_is_read(tiny_model_dir: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    text = tmp_path / "out" / "text.txt"
+    text.parent.mkdir()
+    text.write_text("A short text.")
+    for force in ((), ("--force",)):
+        told = refused("calibrate", "--model_dir", tiny_model_dir, "-o", tiny_model_dir, *force)
+        assert f"output {tiny_model_dir} is what it would be made from; give another output" in told
+        told = refused("calibrate", "--model_dir", tiny_model_dir, "--text", text, "-o", text.parent, *force)
+        assert f"output {text.parent} holds {text}, which it would be made from; give another output" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,27 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(refused: Refus
     assert f"the folder {tmp_path / 'no'} does not exist" in refused(*words, "--png", tmp_path / "no" / "x.png")
     for name in ("csv", "parquet", "png", "json"):
         assert f"--{name} {tmp_path} is a folder; give the path of a file" in refused(*words, f"--{name}", tmp_path)
+
+
+def test_an_engine_is_refused_with_the_checkpoint_that_it_was_built_from(
+    refused: Refused, tiny_model_dir: Path, tiny_engine_dir: Path, tiny_checkpoint_dir: Path, tmp_path: Path
+) -> None:
+    words = ("compare", "--model_dir", tiny_model_dir, "--checkpoint_dir")
+    told = f"is an engine, not a checkpoint; give {tiny_checkpoint_dir}, which it was built from\n"
+    assert told in refused(*words, tiny_engine_dir)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "link").symlink_to(tiny_engine_dir)
+    assert told in refused(*words, tmp_path / "deep" / "er" / "link")
+    config = tiny_engine_dir / "config.json"
+    for content in (
+        re.sub(r'"path": "[^"]*"', '"path": "gone"', config.read_text()),
+        '{"workbench": {"kind": "engine"}}',
+    ):
+        config.write_text(content)
+        gone = (
+            "is an engine, not a checkpoint; give the checkpoint that it was built from, or make one: workbench convert"
+        )
+        assert gone in refused(*words, tiny_engine_dir)
 
 
 def test_a_tokenizer_from_elsewhere(

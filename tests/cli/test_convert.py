@@ -48,6 +48,21 @@ def test_an_existing_output_needs_force(
     result_of(*words, "--force")
 
 
+@pytest.mark.parametrize("flag", ["--recipe", "--ranges", "--text"])
+def test_force_removes_nothing_that_is_read(
+    result_of: Result, refused: Refused, random_model_dir: Callable[..., Path], tmp_path: Path, flag: str
+) -> None:
+    out = tmp_path / "checkpoint"
+    words = ("convert", "--model_dir", random_model_dir(), "-o", out)
+    result_of(*words)
+    inside = out / "mine.yaml"
+    inside.write_text("weights: {kind: int8}\n")
+    for force in ((), ("--force",)):
+        told = refused(*words, flag, inside, *force)
+        assert f"output {out} holds {inside}, which it would be made from; give another output" in told
+    assert inside.is_file()
+
+
 def test_no_model(refused: Refused, tmp_path: Path) -> None:
     told = refused("convert", "-o", tmp_path / "x")
     assert "no model is named; give --model_dir, 'model:' in the recipe, or --preset for dummy weights" in told

@@ -182,11 +182,11 @@ def test_every_command_has_help_with_an_example_that_parses(name: str, capsys: p
     assert "--json PATH" in capsys.readouterr().out
     command = load_command(name)
     assert command.name == name
-    examples = command.example.strip().splitlines()
-    for example in examples:
-        words = shlex.split(example)
-        assert words[:2] == ["workbench", name]
-        command.parse(words[2:])
+    for example in command.example.strip().splitlines():
+        words = shlex.split(example, comments=True)
+        if words[0] != "echo":  # what tests/cli/test_examples.py takes in
+            assert words[:2] == ["workbench", name]
+            command.parse(words[2:])
 
 
 @pytest.mark.parametrize("name", MODULES)

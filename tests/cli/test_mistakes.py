@@ -10,14 +10,17 @@ import pytest
 
 Refused = Callable[..., str]
 
-HF = "M is a Hugging Face model, not a checkpoint of the workbench; convert it first: workbench convert --model_dir M"
+HF = (
+    "M is a Hugging Face model, not a checkpoint of the workbench; convert it first: workbench convert --model_dir M "
+    "-o CKPT (build and plan also take the model itself: --model_dir M)"
+)
 OURS = "is a workbench checkpoint or engine, not a Hugging Face model; give the Hugging Face folder"
-ENGINE = "E is an engine, not a checkpoint; give the checkpoint that it was built from"
+ENGINE = "E is an engine, not a checkpoint; give "
 RANGES = "R holds the ranges of a calibration, and no checkpoint; make one of the model: workbench convert"
 NO_TOKENIZER = "has no tokenizer.json and no tokenizer.model"
 # M: a Hugging Face model, C: its checkpoint, E: an engine, R: ranges, F: a text file.
 MISTAKES = {
-    "demo-model M": "output M exists; add --force to replace it, or give another output",
+    "demo-model M": "output M is a link; give the folder that it leads to, or another output",
     "demo-model x --format internlm9": "format is 'internlm9'; allowed: internlm, internlm2, internlm3, llama",
     "demo-model x --layer 2": "--layer is no flag; did you mean '--layers'?",
     "plan --checkpoint_dir M": HF,
@@ -33,15 +36,23 @@ MISTAKES = {
     "convert --model_dir C -o x": f"C {OURS}",
     "convert --model_dir E -o x": f"E {OURS}",
     "convert --model_dir none -o x": "none does not exist; give the folder of a Hugging Face checkpoint",
-    "convert --model_dir M -o x --weights int5": "weights.kind is 'int5'; allowed: int8, int4, smoothquant",
+    "convert --model_dir M -o x --weights int5": "--weights int5; allowed: none, int8, int4, smoothquant; did you",
+    "convert --model_dir M -o x --kv_cache int4": "--kv_cache int4; allowed: none, int8; did you mean 'int8'?",
     "convert --model_dir M -o x --weights smoothquant --ranges M": "ranges.safetensors is missing; make it with",
     "convert --model_dir M -o x --recipe none.yaml": "recipe none.yaml is not a file; give the path of a YAML file",
+    "convert --model_dir M -o F": "output F exists and is no checkpoint that this command wrote; give another output",
+    "convert --model_dir M -o F --force": "output F exists and is no checkpoint that this command wrote; give another",
+    "convert --model_dir M -o M": "output M is what it would be made from; give another output",
+    "convert --model_dir M -o M --force": "output M is what it would be made from; give another output",
     "convert --model_dir M -o F/x": "F cannot be written to; give an output in a folder of yours",
     "build --checkpoint_dir M --output_dir x": HF,
     "build --checkpoint_dir E --output_dir x": ENGINE,
     "build --checkpoint_dir R --output_dir x": RANGES,
     "build --model_dir C --output_dir x": f"C {OURS}",
     "build --checkpoint_dir none --output_dir x": "none does not exist; give a folder that 'workbench convert' wrote",
+    "build --checkpoint_dir C --output_dir C": "output C is what it would be made from; give another output",
+    "build --model_dir M --output_dir M --force": "output M is what it would be made from; give another output",
+    "build --checkpoint_dir C --output_dir F": "output F exists and is no engine that this command wrote; give another",
     "build --checkpoint_dir C --output_dir x --targets sm85": "build.targets is 'sm85'; allowed: sm80",
     "build --checkpoint_dir C --output_dir x --max_input_len 90000": "up to the model's max_position_embeddings 512",
     "run --engine_dir M --tokenizer_dir M --input_text a": "M is neither an engine nor a checkpoint of the workbench",

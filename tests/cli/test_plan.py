@@ -20,11 +20,41 @@ def test_a_preset_in_every_mode(
     assert result["parameters"] == 7_321_948_160
     assert [mode["name"] for mode in result["modes"]][:2] == ["float16", "int8"]
     told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("InternLMForCausalLM, 7.3 billion parameters: 32 layers, hidden 4096, 32 heads (32 key/")
-    assert told[1] == "limits: batch 8, 1536 + 512 tokens"
+    assert told[0] == "max_input_len 1536 and max_output_len 512: lowered to the model's 2048 positions"
+    assert told[1].startswith("InternLMForCausalLM, 7.3 billion parameters: 32 layers, hidden 4096, 32 heads (32 key/")
+    assert told[2] == "limits: batch 8, 1536 + 512 tokens"
     (row,) = [line for line in told if line.startswith("int4 group 128")]
     assert row.split()[3:7] == ["5.0", "GB", "524.3", "kB"]
     assert len({len(line) for line in told if line.startswith(("mode", "float16", "int"))}) == 1
+
+
+def test_what_an_int8_cache_saves_on_the_cpu_can_be_followed(
+    result_of: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "run on CPU: a KV cache that is not INT8 is held in float32, the fastest to read there: "
+    modes = {mode["name"]: mode["run"] for mode in result_of("plan", "--preset", "internlm-7b")["modes"]}
+    assert note + "1.0 MB a token, 17.2 GB for 16,384 tokens\n" in capsys.readouterr().out
+    wide, narrow = modes["int8"], modes["int8 + int8 KV"]
+    saved = wide["cpu_kv_bytes_per_token"] - narrow["cpu_kv_bytes_per_token"]
+    assert wide["cpu_bytes"] - narrow["cpu_bytes"] == 16_384 * saved == 16_384 * 3 * narrow["kv_bytes_per_token"]
+    for same in (("--weights", "int8", "--kv_cache", "int8"), ("--weights", "none", "--dtype", "float32")):
+        result_of("plan", "--preset", "internlm-7b", *same)
+        assert "run on CPU: " not in capsys.readouterr().out
+
+
+def test_choices_that_give_way_are_told(
+    result_of: Result, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("weights: {kind: int8}\n")
+    result = result_of("plan", "--model_dir", tiny_model_dir, "--recipe", recipe, "--weights", "int4")
+    notes = [
+        "--weights int4 replaces int8 of mine.yaml",
+        "max_input_len 384 and max_output_len 128: lowered to the model's 512 positions",
+    ]
+    assert capsys.readouterr().out.splitlines()[:2] == result["notes"] == notes
+    result_of("plan", "--preset", "internlm2-7b")
+    assert "lowered" not in capsys.readouterr().out
 
 
 def test_who_names_a_quantization_gets_that_one(result_of: Result, capsys: pytest.CaptureFixture[str]) -> None:

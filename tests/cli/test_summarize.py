@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from workbench.cli.main import main
 from workbench.evaluation import summarization
 
 Result = Callable[..., dict[str, Any]]
@@ -99,6 +100,13 @@ def test_few_articles_leave_a_gate_open(
 )
 def test_flags_that_do_not_fit(refused: Refused, words: list[str], message: str) -> None:
     assert message in refused("summarize", *words)
+
+
+def test_who_is_asked_for_a_dataset_is_told(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summarize", "--test_hf", "--hf_model_dir", str(tiny_model_dir)]) == 2  # tests run offline
+    told = capsys.readouterr()
+    assert told.out == "asking the hub for cnn_dailymail\n"
+    assert "dataset 'cnn_dailymail' cannot be reached" in told.err
 
 
 def test_limits_of_the_engine_are_kept(

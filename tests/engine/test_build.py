@@ -166,6 +166,6 @@ def test_an_engine_never_replaces_the_checkpoint_that_it_is_built_from(
     engine = tmp_path / "engine"
     build_engine(checkpoint(Recipe(build=LIMITS)), engine, BuildOptions(verify="off"))
     inner = (tmp_path / "checkpoint").rename(engine / "checkpoint")
-    with pytest.raises(CheckpointError, match="that is read, or holds it"):
+    with pytest.raises(CheckpointError, match=r"holds .*, which it would be made from"):
         build_engine(inner, engine, BuildOptions(verify="off", force=True))
     assert (inner / "rank0.safetensors").is_file()

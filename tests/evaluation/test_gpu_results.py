@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from figure_texts import faults, texts_in
 
 import workbench
 from workbench.errors import WorkbenchError
 from workbench.evaluation import gpu_results
 from workbench.evaluation.gpu_markdown import markdown
-from workbench.evaluation.gpu_results import Conditions, GpuBenchmarkResult, GpuSpeed, code_checksum, in_order
+from workbench.evaluation.gpu_results import DECODE, Conditions, GpuBenchmarkResult, GpuSpeed, code_checksum, in_order
 from workbench.evaluation.gpu_roofline import plot_roofline
 
 CONDITIONS = Conditions("small", {"eos": (2, 3)}, 128, "A GPU", {"torch": "2.99"}, "abc")
@@ -141,5 +142,7 @@ def test_the_roofline_has_every_decoding_case_and_the_roof(tmp_path: Path) -> No
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "int4", "hf eager", "bandwidth of a copy: 3.00 TB/s"
     ]  # fmt: skip
+    assert sorted(texts_in(axes)) == sorted({str(speed.batch) for speed in RESULT.speeds if speed.task == DECODE})
+    assert faults(figure) == []
     figure.savefig(tmp_path / "roofline.png")
     plot_roofline(replace(RESULT, speeds=(RESULT.speeds[3],)))  # prefill alone: nothing to draw

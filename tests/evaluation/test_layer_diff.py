@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from figure_texts import faults
 
 from tests.tolerances import HF_TAPS
 from workbench.errors import Cancelled, LimitError, WorkbenchError
@@ -225,6 +226,7 @@ def test_plot_shows_what_it_compares(good):
     assert figure.axes[0].get_ylabel() == "relative L2 error"
     sites = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
     assert set(LAYER_SITES) <= set(sites)
+    assert faults(figure) == []
 
 
 def test_plot_of_an_exact_match(model):

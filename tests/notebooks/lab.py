@@ -57,11 +57,13 @@ def running_lab(root: Path, private: Path) -> Iterator[Lab]:
 
 @contextlib.contextmanager
 def open_notebook(lab: Lab, name: str) -> Iterator[Any]:
-    """A page of 1200 px with the notebook open and its kernel ready."""
+    """A page of 1200 px with the notebook open and its kernel ready; scroll bars take room, as on a person's screen."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(FLAGS), ignore_default_args=["--hide-scrollbars"]
+        )
         page = browser.new_page(viewport={"width": 1200, "height": 1100})
         page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}&reset")
         page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext", timeout=60_000)

@@ -16,9 +16,11 @@ NOTEBOOK = "02_tune_smoothquant.ipynb"
 
 # Boxes of widgets with scroll bars: they take width from charts, which then wrap.
 SCROLLING_BOXES = """panel => [...panel.querySelectorAll(".widget-box")]
-    .filter((box) => ["auto", "scroll"].includes(getComputedStyle(box).overflowY))
-    .filter((box) => box.scrollHeight > box.clientHeight)
+    .filter((box) => box.scrollWidth > box.clientWidth || box.offsetHeight > box.clientHeight + 4 ||
+        ["auto", "scroll"].includes(getComputedStyle(box).overflowY) && box.scrollHeight > box.clientHeight)
     .map((box) => box.className)"""
+# What JupyterLab leaves a panel in a window of 1400 px with the file browser open, and a little less.
+NARROW_PX = 905
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -33,6 +35,7 @@ def test_a_person_looks_tunes_stops_and_compares(notebooks, tmp_path):
         person.asks_for_too_much()
         person.compares_and_clicks()
         person.looks_in_both_themes()
+        person.has_a_narrow_window()
         person.restarts_the_kernel_during_work()
         assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
 
@@ -127,6 +130,28 @@ class _Person:
             assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth + 1")
             assert panel.evaluate(SCROLLING_BOXES) == []
 
+    def has_a_narrow_window(self):
+        """Buttons stay in their rows, and charts beside each other."""
+        now = self.page.viewport_size
+        room = now["width"] - round(self.alpha.bounding_box()["width"])
+        self.page.set_viewport_size({"width": NARROW_PX + room, "height": now["height"]})
+        self._wait_until(lambda: self.alpha.bounding_box()["width"] < NARROW_PX + 2, "the panel stayed wide")
+        self.page.wait_for_timeout(500)  # charts are drawn anew
+        for name in ("qkv", "o", "gate_up", "down"):
+            row = self.alpha.locator(f".wb-alpha-{name}")
+            middles = [box["y"] + box["height"] / 2 for box in map(_box, row.locator("button, .noUi-base").all())]
+            assert max(middles) - min(middles) < 3, f"the row of {name} is broken"
+        assert len({round(_box(each)["y"]) for each in self.alpha.locator(".wb-chart").all()}) == 1
+        closeups = [_box(self.compare.locator(f".wb-tap-{name}")) for name in ("values", "errors")]
+        assert closeups[0]["y"] == closeups[1]["y"]
+        assert sum(box["width"] for box in closeups) > 0.95 * NARROW_PX
+        tokens, worst = (_box(self.compare.locator(f".wb-token-{name}")) for name in ("errors", "worst"))
+        assert abs(tokens["y"] - worst["y"]) < 5
+        for name, panel in (("ranges", self.ranges), ("alpha", self.alpha), ("layer_diff", self.compare)):
+            self._look(f"{name}_narrow", panel)
+            assert panel.evaluate(SCROLLING_BOXES) == []
+        self.page.set_viewport_size(now)
+
     def restarts_the_kernel_during_work(self):
         """Nothing is corrupted: the same notebook runs again from the top, on what was calibrated before."""
         self.alpha.get_by_role("button", name="Tune all groups").click()
@@ -173,3 +198,8 @@ class _Person:
         panel.evaluate("panel => panel.scrollIntoView({block: 'start'})")
         self.page.wait_for_timeout(200)
         self.page.screenshot(path=SCREENSHOTS / f"bench_{name}.png")
+
+
+def _box(part):
+    """Where a part of the page stands."""
+    return part.bounding_box()

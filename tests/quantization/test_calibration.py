@@ -254,7 +254,7 @@ def test_an_output_that_exists_is_kept_without_force(random_model_dir: Callable[
     calibrate(model_dir, make_data(1), out, OPTIONS, force=True)
     assert files_of(out) != before
     (tmp_path / "mine").mkdir()
-    with pytest.raises(CheckpointError, match="is no folder of a calibration; remove it by hand"):
+    with pytest.raises(CheckpointError, match="is no folder of a calibration that this command wrote; give another"):
         calibrate(model_dir, make_data(), tmp_path / "mine", OPTIONS, force=True)
 
 

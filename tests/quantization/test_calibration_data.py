@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ import datasets
 import pyarrow
 import pytest
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from pyarrow import parquet
 
 from workbench.quantization.calibration_data import (
+    HUB_TIMEOUT_S,
     DataError,
     DatasetChoice,
     TextSource,
@@ -237,6 +240,40 @@ def test_datasets_that_cannot_be_reached_are_refused() -> None:
         "dataset 'cnn_dailymail' cannot be reached, and is not in the cache; check its name and the network, or give",
         lambda: from_dataset(DatasetChoice.parse("cnn_dailymail")),
     )
+
+
+@pytest.mark.parametrize(
+    ("told", "offline"),
+    [(None, False), (ValueError("no name"), False), (OSError("no route"), True), (RuntimeError("TLS"), True)],
+)
+def test_the_hub_is_asked_once_before_the_library_asks_it_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, told: Exception | None, offline: bool
+) -> None:
+    asked: list[tuple[str, float]] = []
+    seen: list[tuple[bool, int]] = []
+
+    def dataset_info(_: object, name: str, *, timeout: float) -> None:
+        asked.append((name, timeout))
+        if told is not None:
+            raise told
+
+    def load_dataset(*_: object, **__: object) -> None:
+        seen.append((datasets.config.HF_HUB_OFFLINE, hub_logging.get_verbosity()))
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    before = hub_logging.get_verbosity()
+    refuses("cannot be reached", lambda: from_dataset(DatasetChoice("some/name")))
+    assert asked == [("some/name", HUB_TIMEOUT_S)]
+    assert seen == [(offline, logging.ERROR)]
+    assert (datasets.config.HF_HUB_OFFLINE, hub_logging.get_verbosity()) == (False, before)
+
+
+def test_a_folder_is_no_name_of_the_hub(folder: Path) -> None:
+    assert DatasetChoice("some/name").on_hub
+    assert not DatasetChoice(str(folder)).on_hub
 
 
 def test_folders_that_are_no_datasets_are_refused(tmp_path: Path) -> None:

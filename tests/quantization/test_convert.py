@@ -88,9 +88,9 @@ def test_a_small_disk(model: Breakable, tmp_path: Path, monkeypatch: pytest.Monk
         convert(model.folder, INT8, tmp_path / "out")
 
 
-@pytest.mark.parametrize("out", [".", ".."])
-def test_the_model_is_never_overwritten(model: Breakable, out: str) -> None:
-    with pytest.raises(CheckpointError, match=r"is the folder .*, or holds it; give an output of its own"):
+@pytest.mark.parametrize(("out", "told"), [(".", "is what it would be made from"), ("..", "holds .*, which it would")])
+def test_the_model_is_never_overwritten(model: Breakable, out: str, told: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{told}.*; give another output$"):
         convert(model.folder, INT8, model.folder / out, force=True)
 
 

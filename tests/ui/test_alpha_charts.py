@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from figure_texts import faults
 
 from workbench.quantization.alpha_search import AlphaCurve
 from workbench.quantization.smoothing_trial import GroupError
@@ -81,7 +82,9 @@ def test_both_sides_are_sorted_and_their_spread_is_said(picture: GroupPicture) -
 
 
 def test_they_are_drawn_in_places_without_widgets(picture: GroupPicture) -> None:
-    assert len(draw(charts_of(picture)).axes) == 3
+    figure = draw(charts_of(picture))
+    assert len(figure.axes) == 3
+    assert faults(figure) == []
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.012345, "1.23 %"), (0.1, "10 %"), (0.0, "0 %"), (1.234567, "123 %")])

@@ -65,6 +65,7 @@ def test_colours_around_a_middle():
     view = MetricView("ratio", "", colors=RATIO_MAP, center=1.0)
     cells = color_cells(np.array([0.5, 1.0, 4.0]), view)
     assert (cells.best, cells.worst) == (0.25, 4.0)
+    assert (cells.least, cells.largest) == (0.5, 4.0)
     even = color_cells(np.array([1.0, 1.0]), view)
     assert even.colors[0] == cells.colors[1]
     assert color_cells(np.array([0.25, 4.0]), view).colors[1] == cells.colors[2]

@@ -102,6 +102,18 @@ def test_a_second_start_runs_it_again_and_never_twice_at_once() -> None:
     assert panel.start().result(10) == 2
 
 
+def test_the_button_says_what_it_does_next() -> None:
+    def text(**names: Any) -> tuple[str, str]:
+        panel = JobPanel("build", lambda **_: None, **names)
+        before = panel.start_button.description
+        panel.start().result(10)
+        return before, panel.start_button.description
+
+    assert text() == ("Start", "Start again")
+    assert text(action="Build") == ("Build", "Build again")
+    assert text(action="Compare", next_action="Compare") == ("Compare", "Compare")
+
+
 def test_a_result_needs_a_start_and_an_end() -> None:
     release = threading.Event()
     panel = JobPanel("wait", lambda **_: release.wait(10))

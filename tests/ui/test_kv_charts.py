@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from figure_texts import faults
 
 from workbench.bench.kv_book import KVBook, kv_frame
 from workbench.progress import silent
@@ -118,5 +119,10 @@ def test_magnitudes_that_are_stored_as_zero_are_left_out(picture):
 
 
 def test_they_can_be_drawn(picture, frame, random_kv_study):
-    assert len(draw(charts_of(picture, frame, 0)).axes) == 4
-    assert len(draw([maxima_chart(random_kv_study.ranges)]).axes) == 1
+    for head in (None, 0):
+        figure = draw(charts_of(picture, frame, head))
+        assert len(figure.axes) == 4
+        assert faults(figure) == []
+    maxima = draw([maxima_chart(random_kv_study.ranges)])
+    assert len(maxima.axes) == 1
+    assert faults(maxima) == []

@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.bench.kv_outliers import OutOfLine
 from workbench.bench.state import BenchState
 from workbench.evaluation.kv_table import KVMemory
 from workbench.recipe import Int8KVCache, Recipe
 from workbench.ui.kv_notes import (
     about_choice,
     about_layers,
+    about_outliers,
     bytes_text,
     in_short,
     memory_table,
@@ -53,6 +55,34 @@ def test_all_layers_are_summed_up_when_all_are_known():
     assert "per head: median 2 %, worst 3 % in layer 1; per tensor: median 10 %" in about_layers(frame)
     assert "per tensor" not in about_layers(frame.assign(error_per_tensor=[0.1, np.nan, 0.1]))
     assert about_layers(frame.assign(error_per_tensor=np.nan, error_per_head=np.nan)) == ""
+
+
+def outlier(**others):
+    values = {"error": 0.16, "head": 8, "head_error": 1.0, "median": 0.04, "calibrated": 8.25, "stored": 8.25} | others
+    return OutOfLine(1, **values)
+
+
+def test_a_layer_that_is_out_of_line_is_named_with_its_cause_and_what_mends_it():
+    frame = pd.DataFrame({"layer": [0, 1], "error_per_head": [0.01, 0.16], "error_per_tensor": [0.05, 0.97]})
+    how = Int8KVCache("per_head")
+    assert about_outliers([], frame, how) == ""
+    text = about_outliers([outlier(stored=405.4, mended=0.07)], frame, how)
+    assert 'class="wb-warning"' in text
+    assert "Layer 1 is far out of line:</b> attention's output errs by 16 %, that of KV head 8 by 100 %" in text
+    assert "makes the largest V there <b>405</b>; calibrated: 8.25" in text
+    assert "alpha 0, with which it errs by 7 %" in text
+    assert "bench.set_alpha(0, &quot;layers.1.o&quot;)" in text
+    assert "with which" not in about_outliers([outlier(stored=405.4)], frame, how)
+    assert "Take o out of the groups" in about_outliers([outlier(stored=405.4, mended=0.15)], frame, how)
+
+
+def test_a_layer_that_smoothing_did_not_spoil_gets_other_advice():
+    frame = pd.DataFrame({"layer": [0, 1], "error_per_head": [0.01, 0.16], "error_per_tensor": [0.05, 0.97]})
+    per_tensor = about_outliers([outlier(error=0.97)], frame, Int8KVCache("per_tensor"))
+    assert "Smoothing" not in per_tensor
+    assert "With the other choice of scales it errs by 16 %" in per_tensor
+    assert "the other choice" not in about_outliers([outlier()], frame, Int8KVCache("per_head"))
+    assert "2 more layers" in about_outliers([outlier()] * 5, frame, Int8KVCache("per_head"))
 
 
 def test_what_is_missing_without_a_bench():

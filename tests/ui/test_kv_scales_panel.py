@@ -10,11 +10,12 @@ from hand_made_ranges import make_ranges
 
 import workbench
 from workbench.bench.bench import QUICK_LOOK
+from workbench.bench.kv_outliers import OutOfLine
 from workbench.bench.state import BenchState, Calibration
 from workbench.errors import CheckpointError, WorkbenchError
 from workbench.quantization.kv_error import DEFAULT_PERCENTILES, KVStudy
 from workbench.recipe import Int8KVCache, Recipe, SmoothQuant
-from workbench.ui import kv_scales_panel
+from workbench.ui import kv_scales_panel, kv_wanted
 from workbench.ui.kv_scales_panel import KVScalesPanel
 from workbench.ui.kv_view import ALL_HEADS, DENSE
 
@@ -329,3 +330,43 @@ def test_a_picture_of_another_layer_takes_no_curves(panel):
     panel._show_known(wanted)
     assert panel._picture is before
     assert before.layer != first.layer
+
+
+def test_a_layer_that_smoothing_spoils_is_named(monkeypatch, panel):
+    assert panel.view.warning.value == ""
+    asked = []
+
+    def one(*wanted):
+        asked.append(wanted[1:])
+        return [OutOfLine(1, 0.16, 0, 1.0, 0.04, 8.25, 405.0, 0.07)]
+
+    monkeypatch.setattr(kv_scales_panel, "out_of_line", one)
+    panel.state.set_kv_cache(Int8KVCache("per_tensor"))
+    panel.settle()
+    assert "Layer 1 is far out of line" in panel.view.warning.value
+    assert asked[-1] == (Int8KVCache("per_tensor"), panel.state.smoothing)
+
+
+def test_what_mends_a_layer_is_computed_with_the_rest(monkeypatch, state):
+    asked = []
+    monkeypatch.setattr(kv_wanted, "compute_mended", lambda *wanted: asked.append(wanted[1]))
+    KVScalesPanel(state=state).settle()
+    assert asked
+    assert set(asked) == {Int8KVCache()}
+
+
+def test_values_after_smoothing_are_offered_where_the_recipe_smooths(state, random_search):
+    state.search, state.recipe = random_search, Recipe(weights=SmoothQuant())
+    panel = KVScalesPanel(state=state)
+    panel.settle()
+    assert panel.view.maps.after.layout.display == ""
+    assert panel.frame["value_smoothed"].notna().all()
+    state.recipe = Recipe()
+    panel.settle()
+    assert panel.view.maps.after.layout.display == "none"
+
+
+def test_a_word_beside_the_percentile_moves_nothing(panel):
+    assert panel.view.field.note.layout.flex == "0 0 110px"
+    panel.view.field.value = 0
+    assert "50 is the least" in panel.view.field.note.value

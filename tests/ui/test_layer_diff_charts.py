@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from figure_texts import faults
 
 from workbench.errors import WorkbenchError
 from workbench.evaluation.palette import PRECISION, SITE
@@ -87,7 +88,9 @@ def test_an_error_per_token(make_diff):
 def test_every_chart_is_a_picture_too(make_diff):
     diff = make_diff(spoil={TAP: 0.5})
     charts = [depth_chart(diff), value_chart(diff, TAP), error_chart(diff, TAP), token_chart(diff, TAP, 0)]
-    assert draw(charts).axes
+    figure = draw(charts, "ours against theirs")
+    assert figure.axes
+    assert faults(figure) == []
 
 
 def test_an_unknown_tap(make_diff):

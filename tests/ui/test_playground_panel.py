@@ -8,6 +8,7 @@ import weakref
 from dataclasses import replace
 
 import pytest
+from figure_texts import faults
 
 from workbench.bench.models import HUGGING_FACE
 from workbench.errors import LimitError
@@ -70,6 +71,7 @@ def test_generate_fills_the_columns(panel):
     assert "INT8 weights, bfloat16" in panel._columns[1].head.value
     assert list(panel.frame["position"]) == list(range(max(len(answer.tokens) for answer in talk.answers)))
     assert panel.figure.axes
+    assert faults(panel.figure) == []
     assert "INT8 weights, bfloat16: " in repr(panel)
 
 

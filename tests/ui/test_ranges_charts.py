@@ -54,6 +54,7 @@ def test_a_ratio_is_white_at_one(seen, other):
     view = ratio_view("absmax", ("before", "after"))
     assert (view.colors, view.center) == (RATIO_MAP, 1.0)
     assert view.label == "after / before, largest magnitude"
+    assert view.meaning == "purple: smaller, white: 1, orange: larger"
     cells = range_map(ratio_table(seen.table, other.table), "absmax", view)
     assert cells.values[0, 0] == pytest.approx(2.0)
 
@@ -107,9 +108,11 @@ def test_keys_and_values_per_head(seen, other):
 def test_a_static_picture_has_the_map_and_the_close_up(seen, other):
     view = ratio_view("absmax", ("before", "after"))
     cells = range_map(ratio_table(seen.table, other.table), "absmax", view)
-    figure = draw_all(cells, HOT, [seen, other])
-    above, histogram, channels = figure.axes
+    figure = draw_all(cells, HOT, [seen, other], "Why V is larger.")
+    above, bar, histogram, channels = figure.axes
     assert above.images[0].get_array().shape[:2] == (12, 3)
     assert "after / before" in above.get_title()
+    assert above.get_xlabel().endswith("Why V is larger.")
+    assert "orange: larger" in bar.get_ylabel()
     assert histogram.get_xlabel() == "magnitude"
     assert channels.get_ylabel() == "largest magnitude"

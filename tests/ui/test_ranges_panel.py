@@ -165,6 +165,7 @@ def test_other_ranges_beside_it(ranges):
     panel = RangesPanel(ranges, against=make_ranges(SMALL, scale=2.0, windows=8))
     panel.settle()
     assert panel.shows == "ratio"
+    assert panel._shows.layout.display == ""
     assert panel._cells.label == "words, 8 x 512 tokens / as calibrated, largest magnitude"
     assert panel._cells.label in panel._scale.value
     assert panel.frame.set_index("place").loc[COOL, ["absmax", "absmax_other"]].tolist() == pytest.approx(
@@ -176,7 +177,7 @@ def test_other_ranges_beside_it(ranges):
     assert "words, 8 x 512" not in panel._scale.value
     panel._compare.value = ""
     assert panel.shows == "this"
-    assert panel._shows.disabled
+    assert panel._shows.layout.display == "none"
     assert "absmax_other" not in panel.frame
 
 
@@ -294,7 +295,7 @@ def test_a_failing_callback_shows_in_the_panel(panel, monkeypatch):
 def test_what_is_shown_is_at_hand(panel):
     assert {"place", "layer", "site", "absmax", "p99_99", "outlier_ratio", "top_channel"} <= set(panel.frame)
     assert panel.channels["channel"][0] == 3
-    assert [axes.get_ylabel() for axes in panel.figure.axes][1:] == ["values per octave", "largest magnitude"]
+    assert [axes.get_ylabel() for axes in panel.figure.axes][2:] == ["values per octave", "largest magnitude"]
 
 
 def test_places_without_widgets_get_a_picture(panel):

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 from hand_made_ranges import make_ranges
 from random_model import SMALL
 
 from workbench.bench.state import Calibration
+from workbench.ui import ranges_texts
 from workbench.ui.ranges_charts import Seen
-from workbench.ui.ranges_texts import button_names, describe, heading, outliers_table
+from workbench.ui.ranges_texts import button_names, describe, heading, outliers_table, why_larger
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +48,29 @@ def test_a_place_in_one_sentence(seen):
 
 def test_the_largest_channels_as_a_table(seen):
     table = outliers_table([seen], "lm_head.input")
-    assert "<caption>Largest channels</caption>" in table
+    assert f"<caption>8 largest of {len(seen.channel_values('lm_head.input'))} channels</caption>" in table
     assert table.count("<tr>") == 9
-    assert f"<td>channel 3</td><td>{seen.channel_values('lm_head.input')[3]:.4g}</td>" in table
-    assert "<caption>Largest heads</caption>" in outliers_table([seen], "layers.0.key")
+    assert f"<td>channel 3</td><td>{seen.channel_values('lm_head.input')[3]:.2f}</td>" in table
+    assert "<caption>All 2 heads</caption>" in outliers_table([seen], "layers.0.key")
     other = Seen.of("other text", make_ranges(SMALL))
     value = other.channel_values("lm_head.input")[3]
-    assert f"<td>{value:.4g}</td></tr>" in outliers_table([seen, other], "lm_head.input")
+    assert f"<td>{value:.2f}</td></tr>" in outliers_table([seen, other], "lm_head.input")
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([10.125, 7.0, 6.0], ["10.12", "7.00", "6.00"]),
+        ([25216.0, 131.0], ["25,216", "131"]),
+        ([0.5, 0.0123, 0.0], ["0.5000", "0.0123", "0.0000"]),
+        ([0.0], ["0"]),
+    ],
+)
+def test_a_column_has_one_format(seen, monkeypatch, values, shown):
+    top = pd.DataFrame({"channel": 0, "name": "c", "absmax": values, "times_median": 1.0})
+    monkeypatch.setattr(ranges_texts, "top_channels", lambda *_: top)
+    table = outliers_table([seen], "lm_head.input")
+    assert re.findall(r"<td>c</td><td>([^<]*)</td>", table) == shown
 
 
 def test_a_median_of_zero_leaves_the_ratio_out():
@@ -58,3 +78,16 @@ def test_a_median_of_zero_leaves_the_ratio_out():
     table = outliers_table([Seen.of("dead", dead)], "lm_head.input")
     assert "<td>0</td><td></td>" in table
     assert np.isnan(Seen.of("dead", dead).table["outlier_ratio"]).all()
+
+
+def test_what_smoothing_made_larger_is_explained(seen):
+    grown = Seen.of("after smoothing", make_ranges(SMALL, spoil={"layers.1.value": 40.0}))
+    text = why_larger("ratio", "absmax", [seen, grown])
+    assert "V, and with it qkv output, becomes up to " in text
+    assert "(layer 1): smoothing divides V by the scales of o, below 1 where o's input is small." in text
+    assert why_larger("other", "absmax", [seen, grown]) == ""
+    assert why_larger("ratio", "outlier_ratio", [seen, grown]) == ""
+    assert why_larger("ratio", "absmax", [seen]) == ""
+    other_text = Seen.of("words", grown.ranges)  # no smoothing, nothing to explain
+    assert why_larger("ratio", "absmax", [seen, other_text]) == ""
+    assert why_larger("ratio", "absmax", [seen, Seen.of("after smoothing", seen.ranges)]) == ""

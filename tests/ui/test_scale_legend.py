@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from workbench.evaluation.palette import RATIO_MAP
@@ -39,9 +41,18 @@ def test_the_middle_of_a_ratio_is_named():
     view = MetricView("after / before", "", colors=RATIO_MAP, center=1.0)
     text = shown([0.5, 1.0], view)
     assert "(white: 1)" in text
+    assert "values from 0.5 to 1<" in text  # the colours reach to 2
+    assert "(purple: smaller)" in shown([0.5, 1.0], dataclasses.replace(view, meaning="purple: smaller"))
+    assert "values from" not in shown([0.5, 1.0], PLAIN)
     assert "<span>0.5</span>" in text
     assert "<span>2</span>" in text
     assert scale_gradient(RATIO_MAP) in text
+
+
+def test_a_note_comes_last():
+    legend = ScaleLegend()
+    legend.show(color_cells(np.array([1.0, 2.0]), PLAIN), PLAIN, note="V < before")
+    assert legend.value.endswith("<span>V &lt; before</span></div>")
 
 
 def test_marks_are_explained():

@@ -152,6 +152,32 @@ def test_a_narrow_place_makes_a_narrow_chart_with_texts_of_full_size(page):
     assert page.evaluate(UNREADABLE) == []
 
 
+def test_a_chart_never_sticks_out_of_a_place_of_half_a_px(page):
+    show(page, ChartView(curve(width=520)))
+    page.locator(".wb-chart").evaluate("chart => { chart.parentElement.style.width = '411.5px'; }")
+    page.wait_for_function("document.querySelector('.wb-chart-plot svg').getBoundingClientRect().width === 411")
+
+
+def test_names_of_rules_do_not_touch(page):
+    def with_rule(at):
+        marks = [Line([0, 100], [1, 2]), Rule("x", at, "99 %"), Rule("x", 100, "largest")]
+        return Chart("t", Axis("x", low=0, high=100), Axis("y"), marks, width=400)
+
+    show(page, ChartView(with_rule(60)))
+    gaps = []
+    for at in range(60, 90):
+        assign(page, spec=chart_spec(with_rule(at)))
+        first, second = sorted((each.bounding_box() for each in page.locator(".wb-chart-name").all()), key=_left)
+        if abs(first["y"] - second["y"]) < first["height"] - 4:
+            gaps.append(second["x"] - first["x"] - first["width"])
+    assert gaps
+    assert min(gaps) > 3  # their halos included
+
+
+def _left(box):
+    return box["x"]
+
+
 def heat_map(**traits):
     rows, columns = ["qkv input", "down input"], [str(layer) for layer in range(80)]
     count = len(rows) * len(columns)
@@ -179,6 +205,16 @@ def test_a_cell_is_chosen_by_mouse_and_keyboard(page):
         page.keyboard.press(key)
     assert trait(page, "selected") == [0, 8]
     assert page.locator("[aria-selected=true]").get_attribute("aria-label") == "cell 8"
+
+
+def test_numbers_of_rows_are_named(page):
+    show(page, heat_map(axes=("KV head", "layer")))
+    assert page.locator(".wb-rows-name").count() == 0
+    assign(page, names_rows=True)
+    assert page.locator(".wb-rows-name").inner_text() == "KV head"
+    name, first = (page.locator(each).first.bounding_box() for each in (".wb-rows-name", ".wb-row-label"))
+    assert name["y"] + name["height"] <= first["y"]
+    assert name["x"] < first["x"] + first["width"]
 
 
 def test_other_colours_keep_the_cells(page):

@@ -244,7 +244,7 @@ class Job(traitlets.HasTraits):
             told.__cause__ = error
             self._end("failed", str(told), told)
         else:
-            self._end("failed", f"{type(error).__name__}: {error}. Mend the cause and press Start again", error)
+            self._end("failed", f"{type(error).__name__}: {error}. Mend the cause and start again", error)
 
     def _await_turn(self) -> None:
         ahead = self._queue.running

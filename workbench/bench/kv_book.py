@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from workbench.evaluation.kv_table import PARTS, kv_layers, kv_maxima
+from workbench.evaluation.kv_table import PARTS, Values, kv_layers, kv_maxima
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.alpha_search import AlphaSearch
 from workbench.quantization.kv_error import DEFAULT_PERCENTILES, KVCurve, KVError, KVStudy
@@ -37,6 +37,7 @@ class KVBook:
         self._lock = threading.Lock()
         self._errors: dict[_Conditions, dict[float, KVError]] = {}
         self._divisors: dict[tuple[int, float], Tensor | None] = {}
+        self._smoothed: dict[tuple[int, float], Values] = {}
 
     def error(self, layer: int, how: Int8KVCache, smoothing: SmoothQuant | None) -> KVError:
         """One layer's error, as the recipe's smoothing leaves its values.
@@ -98,6 +99,18 @@ class KVBook:
         """Whether the layer's values are judged as smoothing divides them."""
         return self._alpha(layer, smoothing) is not None
 
+    def smoothed_values(self, layer: int, smoothing: SmoothQuant | None) -> Values | None:
+        """``[kv_heads]`` float64: the largest magnitude of each head's values as smoothing of o leaves them.
+
+        None where it leaves them alone, or no error of the layer was asked for with it.
+        """
+        alpha = self._alpha(layer, smoothing)
+        if alpha is None or self._divisors.get((layer, alpha)) is None:
+            return None
+        if (layer, alpha) not in self._smoothed:
+            self._smoothed[layer, alpha] = self.ranges(layer, smoothing).values[layer].double().cpu().numpy()
+        return self._smoothed[layer, alpha]
+
     # ---- what smoothing does
 
     def _alpha(self, layer: int, smoothing: SmoothQuant | None) -> float | None:
@@ -128,6 +141,7 @@ def kv_frame(
 
     Returns:
         One row per layer: ``layer``; ``key_absmax``, ``value_absmax`` (as calibrated, largest of the heads);
+        ``value_smoothed`` (what smoothing of o makes of the largest value);
         ``error_per_head``, ``error_per_tensor`` (relative L2 of attention's output); ``key_clipped``,
         ``value_clipped`` (shares of the magnitudes, 0 to 1, of ``how``). NaN where nothing is known.
     """
@@ -138,10 +152,12 @@ def kv_frame(
         known = [book.known_error(layer, choice, smoothing) if book is not None else None for layer in layers]
         return [np.nan if error is None else of(error) for error in known]
 
+    smoothed = [book.smoothed_values(layer, smoothing) if book is not None else None for layer in layers]
     return pd.DataFrame(
         {
             "layer": layers,
             **{f"{part}_absmax": kv_maxima(ranges, part).max(0) for part in PARTS},
+            "value_smoothed": [np.nan if values is None else values.max() for values in smoothed],
             **{f"error_{each}": column(each, lambda error: error.relative_l2) for each in sorted(KV_SCALES)},
             "key_clipped": column(how.granularity, lambda error: error.key_clipped),
             "value_clipped": column(how.granularity, lambda error: error.value_clipped),

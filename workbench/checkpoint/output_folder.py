@@ -62,6 +62,44 @@ def check_output(target: Path, *, force: bool, needed_bytes: int, replaces: str 
         )
 
 
+def check_apart(source: Path | None, out: Path) -> None:
+    """Refuse an output that would take the place of what it is made from; a folder of its own inside that is none.
+
+    Args:
+        source: the folder or file that is read; None where there is none.
+        out: to write.
+
+    Raises:
+        CheckpointError: ``out`` is ``source``, a file in it, or a folder that it lies in.
+    """
+    if source is None:
+        return
+    place, read = out.resolve(), source.resolve()
+    if place == read:
+        raise CheckpointError(f"output {out} is what it would be made from", fix="give another output")
+    if read in place.parents and place.is_file():
+        raise CheckpointError(
+            f"output {out} is a file of {source}, which it would be made from", fix="give another output"
+        )
+    if place in read.parents:
+        raise CheckpointError(f"output {out} holds {source}, which it would be made from", fix="give another output")
+
+
+def not_ours(target: Path, what: str) -> CheckpointError:
+    """An output that no ``--force`` replaces.
+
+    Args:
+        target: is there.
+        what: such outputs of the command at hand, in words.
+    """
+    if target.is_symlink():
+        return CheckpointError(f"output {target} is a link", fix="give the folder that it leads to, or another output")
+    return CheckpointError(
+        f"output {target} exists and is no {what} that this command wrote",
+        fix="give another output, or remove it by hand",
+    )
+
+
 def folder_kind(folder: Path) -> str | None:
     """What a folder of ours is: "checkpoint", "engine" or "model"; None for anything else, a downloaded model too."""
     if any((folder / marker).is_file() for marker in MODEL_MARKERS):
@@ -76,16 +114,13 @@ def folder_kind(folder: Path) -> str | None:
 def _check_absent(target: Path, *, force: bool, replaces: str) -> None:
     if not os.path.lexists(target):
         return
-    if not force:
-        raise CheckpointError(f"output {target} exists", fix="add --force to replace it, or give another output")
     ours = (
         target.is_dir() and not target.is_symlink() and (not any(target.iterdir()) or folder_kind(target) == replaces)
     )
-    if not ours:
-        raise CheckpointError(
-            f"output {target} exists and is no {replaces} that this command wrote",
-            fix="remove it by hand, or give another output",
-        )
+    if not ours:  # before --force is spoken of, which would not help
+        raise not_ours(target, replaces)
+    if not force:
+        raise CheckpointError(f"output {target} exists", fix="add --force to replace it, or give another output")
 
 
 def _put_in_place(folder: Path, target: Path, *, force: bool, replaces: str) -> None:

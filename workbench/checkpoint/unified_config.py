@@ -6,6 +6,7 @@ TensorRT-LLM's keys come first; what they cannot say stands in the section ``wor
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,13 +189,29 @@ def _no_checkpoint(folder: Path, fields: JsonFields) -> CheckpointError:
     """What a folder with a ``config.json`` is instead, and how to a checkpoint from there."""
     if "architectures" in fields:
         fix = (
-            f"convert it first: workbench convert --model_dir {folder} -o ... (or give 'build' and 'plan' --model_dir)"
+            f"convert it first: workbench convert --model_dir {folder} -o CKPT (build and plan also take the model "
+            f"itself: --model_dir {folder})"
         )
         return CheckpointError(f"{folder} is a Hugging Face model, not a checkpoint of the workbench", fix=fix)
     if "workbench" in fields and fields.section("workbench").content.get("kind") == "engine":
+        built_from = _built_from(folder, fields)
         fix = "give the checkpoint that it was built from, or make one: workbench convert"
+        if built_from is not None:
+            fix = f"give {built_from}, which it was built from"
         return CheckpointError(f"{folder} is an engine, not a checkpoint", fix=fix)
     return CheckpointError(f"{folder} is no checkpoint of the workbench", fix="make one: workbench convert")
+
+
+def _built_from(folder: Path, fields: JsonFields) -> Path | None:
+    """The checkpoint of an engine's folder, which states it relative to itself; None where it is not there."""
+    try:
+        path = folder / fields.section("workbench").section("checkpoint").text("path")
+    except CheckpointError:
+        return None
+    if not path.is_dir():
+        return None
+    short = Path(os.path.normpath(path))  # another place where the folder is a link
+    return short if short.is_dir() and short.samefile(path) else path.resolve()
 
 
 def config_checksum(folder: Path) -> str:

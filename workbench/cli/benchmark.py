@@ -121,8 +121,8 @@ COMMAND = Command(
     example="""
 workbench benchmark --model_dir demo/model --modes bfloat16 int8
 workbench benchmark --preset internlm2-7b --n_layer 4 --modes bfloat16 --threads 2
-workbench benchmark --preset internlm2-1.8b --dummy --json speeds.json --roofline roofline.png
-workbench benchmark --preset internlm2-1.8b --tune
+workbench benchmark --preset internlm2-1.8b --tune  # on an NVIDIA GPU
+workbench benchmark --preset internlm2-1.8b --dummy --json demo/speeds.json --roofline demo/roofline.png  # on a GPU
 """,
     add_flags=_add_flags,
     run=_run,

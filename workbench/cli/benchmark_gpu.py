@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from workbench import __version__
 from workbench.checkpoint.output_files import output_files
 from workbench.cli.command import Outcome, Unfinished, UsageError, gpu_memory_told, write_json
-from workbench.cli.dummy_flags import described, sizes_named
+from workbench.cli.dummy_flags import CONSTANTS, SIZES, described, sizes_named
 from workbench.cli.progress_bars import ProgressBars
 from workbench.errors import WorkbenchError
+from workbench.model.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ def run_gpu(args: argparse.Namespace, config: ModelConfig, found: Found) -> Outc
         require_gpu("tuning", otherwise="")
         return _tune(args, config, chosen)
     options = _options(args)
-    require_gpu("a benchmark with random weights", otherwise=_on_the_cpu(args))
+    require_gpu("a benchmark with random weights", otherwise=lambda: _on_the_cpu(args, config))
     return _time(args, config, options, found)
 
 
@@ -134,11 +135,25 @@ def flags_given(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
     return [f"--{name}" for name, value in values.items() if value is not None and value is not False]
 
 
-def _on_the_cpu(args: argparse.Namespace) -> str:
-    """What to change on the command line so that the same model is timed on the CPU."""
-    given = flags_given(args, GPU_FLAGS)
-    left_out = f"leave out {', '.join(given)} and " if given else ""
-    return f"to time dummy weights on the CPU {left_out}give --threads N"
+def _on_the_cpu(args: argparse.Namespace, config: ModelConfig) -> str:
+    """The command line that times the same model on the CPU, or the nearest one that this machine has memory for."""
+    from workbench.evaluation.benchmark import MODES, BenchmarkOptions, room_for_dummies
+
+    asked = tuple(mode for mode in args.modes or () if mode in MODES)
+    room = room_for_dummies(config, asked or BenchmarkOptions.modes)
+    if room is None:
+        return "end what else takes memory, of which this machine has too little to time any of it on the CPU"
+    sizes: dict[str, Any] = {"preset": args.preset or DEFAULT_PRESET} | {
+        name: getattr(args, name) for name in (*SIZES, *CONSTANTS)
+    }
+    if room.preset is not None:
+        sizes = {"preset": room.preset}
+    if room.layers is not None:
+        sizes["n_layer"] = room.layers
+    words = [f"--{name} {value}" for name, value in sizes.items() if value is not None]
+    if asked or room.modes != BenchmarkOptions.modes:
+        words.append(f"--modes {' '.join(room.modes)}")
+    return f"what fits the CPU here: workbench benchmark {' '.join(words)} --threads {BenchmarkOptions.threads}"
 
 
 def _check(args: argparse.Namespace) -> None:

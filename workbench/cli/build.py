@@ -59,6 +59,7 @@ def _run(args: argparse.Namespace) -> Outcome:
     if args.checkpoint_dir is not None and args.ft_model_dir is not None:
         raise UsageError("--checkpoint_dir and --ft_model_dir are both given", fix="give one of them")
     source = _source(args)
+    _check_apart(args)
     notes += source.notes
     recipe = _fitted(source, notes)
     notes = [*map(str, source.given.replacements), *notes]
@@ -80,6 +81,14 @@ def _run(args: argparse.Namespace) -> Outcome:
     result = {"engine_dir": args.output_dir, "recipe": recipe.to_dict(), "replaced": replaced, "notes": notes}
     needed = {"needed_disk_bytes": needs.disk_bytes, "needed_memory_bytes": needs.memory_bytes}
     return Outcome({**result, **needed, **report.to_dict()})
+
+
+def _check_apart(args: argparse.Namespace) -> None:
+    """Refuse to write over anything that is read, before a word of what is planned."""
+    from workbench.checkpoint.output_folder import check_apart
+
+    for source in (args.checkpoint_dir, args.ft_model_dir, getattr(args, destination_of("", "model")), args.recipe):
+        check_apart(None if source is None else Path(source), args.output_dir)
 
 
 @dataclass(frozen=True)
@@ -192,15 +201,13 @@ def _from_dummy(args: argparse.Namespace, given: GivenRecipe) -> _Source:
 def _fitted(source: _Source, notes: list[str]) -> Recipe:
     """The recipe with limits that the model has positions for; says where they were lowered."""
     from workbench.engine.build import check_limits
-    from workbench.runtime.limits import fitting_limits
+    from workbench.runtime.limits import fitting_limits, lowering
 
     recipe, stated = source.given.recipe, {name for section, name in source.given.stated if section == "build"}
     limits = fitting_limits(recipe.build, source.config, frozenset(stated))
-    if limits != recipe.build:
-        notes.append(
-            f"max_input_len {limits.max_input_len} and max_output_len {limits.max_output_len}: lowered to the model's "
-            f"{source.config.max_position_embeddings} positions"
-        )
+    lowered = lowering(recipe.build, limits, source.config)
+    if lowered:
+        notes.append(lowered)
     check_limits(limits, source.config)
     return replace(recipe, build=limits)
 
@@ -268,10 +275,10 @@ COMMAND = Command(
     name="build",
     summary="Build a TensorRT engine and check its network on the CPU.",
     example="""
-workbench build --model_dir demo/model --dtype float16 --use_weight_only --output_dir demo/engine
-workbench build --ft_model_dir demo/sq/1-gpu --use_smooth_quant --per_token --per_channel --output_dir demo/engine
-workbench build --checkpoint_dir demo/checkpoint --output_dir demo/engine --targets sm86 sm89 --max_batch_size 4
-workbench build --preset internlm-7b --n_layer 4 --use_weight_only --output_dir demo/dummy
+workbench build --model_dir demo/model --dtype float16 --use_weight_only --output_dir demo/int8_engine
+workbench build --ft_model_dir demo/sq0.5/1-gpu --use_smooth_quant --per_token --per_channel --output_dir demo/sq_engine
+workbench build --checkpoint_dir demo/checkpoint --output_dir demo/engine --targets sm86 sm89 --force
+workbench build --preset internlm-7b --n_layer 4 --use_weight_only --output_dir demo/dummy_engine
 """,
     add_flags=_add_flags,
     run=_run,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.cli.calibration_flags import add_pace_flags, add_text_flags, check_text_flags, text_source
+from workbench.cli.calibration_flags import add_pace_flags, add_text_flags, check_text_flags, text_paths, text_source
 from workbench.cli.command import Command, Outcome
 from workbench.cli.progress_bars import ProgressBars
 from workbench.errors import Cancelled
@@ -34,12 +34,15 @@ def _run(args: argparse.Namespace) -> Outcome:
     check_text_flags(args)
 
     from workbench.checkpoint.hf_config import read_model_config
+    from workbench.checkpoint.output_folder import check_apart
     from workbench.quantization.calibration import CalibrationOptions, calibrate, check_target
     from workbench.quantization.calibration_data import WindowCounts, calibration_windows
     from workbench.runtime.tokenizer import load_tokenizer
 
     options = CalibrationOptions(args.dtype, args.device, args.batch, args.chunk, args.rows)
     counts = WindowCounts(args.samples, args.length, args.tune_samples)
+    for source in (args.model_dir, *text_paths(args)):
+        check_apart(source, args.output_dir)
     check_target(args.output_dir, force=args.force)
     read_model_config(args.model_dir)  # what is wrong with the folder is told before what it lacks
     tokenizer = load_tokenizer(args.model_dir, trust_remote_code=args.trust_remote_code)
@@ -96,8 +99,8 @@ COMMAND = Command(
     summary="Run text through a model and write the ranges of its activations.",
     example="""
 workbench calibrate --model_dir demo/model -o demo/ranges
-workbench calibrate --model_dir demo/model --dataset cnn_dailymail:3.0.0 --samples 512 -o demo/ranges
-workbench calibrate --model_dir demo/model --text notes.jsonl --column body --samples 16 -o demo/ranges
+workbench calibrate --model_dir demo/model --dataset cnn_dailymail:3.0.0 --samples 512 -o demo/cnn_ranges
+workbench calibrate --model_dir demo/model --text README.md --samples 16 -o demo/readme_ranges
 """,
     add_flags=_add_flags,
     run=_run,

@@ -10,7 +10,7 @@ from workbench.cli.command import UsageError
 from workbench.cli.tokenizer_flags import add_trust_flag
 
 if TYPE_CHECKING:
-    from workbench.quantization.calibration_data import TextSource
+    from workbench.quantization.calibration_data import DatasetChoice, TextSource
 
 
 def add_text_flags(group: Any) -> None:
@@ -47,6 +47,18 @@ def check_text_flags(args: argparse.Namespace) -> None:
             raise UsageError(f"--{flag} without a dataset", fix="give --dataset, too")
 
 
+def tell_of_the_hub(choice: DatasetChoice) -> None:
+    """Say that somebody elsewhere is asked, which may take a while."""
+    if choice.on_hub:
+        print(f"asking the hub for {choice.name}", flush=True)
+
+
+def text_paths(args: argparse.Namespace) -> list[Path]:
+    """What is read of this machine for the text: a file, or a dataset's folder."""
+    paths = [args.text, None if args.dataset is None else Path(args.dataset)]
+    return [path for path in paths if path is not None and path.exists()]
+
+
 def text_source(args: argparse.Namespace) -> TextSource:
     """The texts that the flags name.
 
@@ -57,5 +69,7 @@ def text_source(args: argparse.Namespace) -> TextSource:
 
     if args.dataset is not None:
         rest = {"split": args.split or "train", "column": args.column, "cache_dir": args.dataset_dir}
-        return data.from_dataset(data.DatasetChoice.parse(args.dataset, **rest))
+        choice = data.DatasetChoice.parse(args.dataset, **rest)
+        tell_of_the_hub(choice)
+        return data.from_dataset(choice)
     return data.built_in() if args.text is None else data.from_file(args.text, args.column)

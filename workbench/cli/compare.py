@@ -126,7 +126,7 @@ COMMAND = Command(
     name="compare",
     summary="Compare a checkpoint with Hugging Face layer by layer; fails when it is not the same model.",
     example="""
-workbench compare --model_dir demo/model --checkpoint_dir demo/checkpoint --csv layers.csv --png layers.png
+workbench compare --model_dir demo/model --checkpoint_dir demo/checkpoint --csv demo/taps.csv --png demo/taps.png
 """,
     add_flags=_add_flags,
     run=_run,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.cli.amounts import count, size
-from workbench.cli.calibration_flags import add_pace_flags, add_text_flags, check_text_flags, text_source
+from workbench.cli.calibration_flags import add_pace_flags, add_text_flags, check_text_flags, text_paths, text_source
 from workbench.cli.command import Command, Outcome, UsageError
 from workbench.cli.dummy_flags import add_dummy_flags, described, model_or_dummies
 from workbench.cli.progress_bars import ProgressBars
@@ -88,6 +88,7 @@ def _convert(args: argparse.Namespace, given: GivenRecipe, model: str | DummyMod
     from workbench.quantization.convert import convert, plan_conversion, ranges_needed_for
 
     recipe, out = given.recipe, args.output_dir
+    _check_apart(args, model, out)
     plan = plan_conversion(model, recipe)
     _announce(plan, out, force=args.force)
     needed_for = ranges_needed_for(recipe)
@@ -110,6 +111,7 @@ def _convert_calibrated(args: argparse.Namespace, given: GivenRecipe, model: str
     out = args.output_dir / ONE_RANK_FOLDER
     options = _calibrated_options(args, given)
     needed_for = "smoothing" if options.smoothing else "an INT8 KV cache"
+    _check_apart(args, model, out)
     plan = _plan_before_ranges(model, given)
     _announce(plan, out, force=args.force)
     start = time.perf_counter()
@@ -147,6 +149,15 @@ def _calibrated_options(args: argparse.Namespace, given: GivenRecipe) -> Calibra
         return CalibratedOptions(given.recipe.dtype, max_positions=given.recipe.max_positions)
     smoothing = replace(chosen or SmoothQuant(), alpha=args.smoothquant)
     return CalibratedOptions(given.recipe.dtype, smoothing, given.recipe.max_positions)
+
+
+def _check_apart(args: argparse.Namespace, model: str | DummyModel, out: Path) -> None:
+    """Refuse to write over anything that is read."""
+    from workbench.checkpoint.output_folder import check_apart
+
+    folder = Path(model) if isinstance(model, str) else None
+    for source in (folder, args.ranges, args.recipe, *text_paths(args)):
+        check_apart(source, out)
 
 
 def _announce(plan: ConversionPlan, out: Path, *, force: bool) -> None:
@@ -278,10 +289,10 @@ COMMAND = Command(
     name="convert",
     summary="Convert a Hugging Face checkpoint to ours, quantized as the recipe says or calibrated for 'build'.",
     example="""
-workbench convert --model_dir demo/model --recipe data/recipes/int8_weight_only.yaml -o demo/checkpoint
+workbench convert --model_dir demo/model --recipe data/recipes/int8_weight_only.yaml -o demo/checkpoint --force
 workbench convert --model_dir demo/model --weights smoothquant --kv_cache int8 --ranges demo/ranges -o demo/w8a8
 workbench convert -i demo/model -o demo/sq0.5 -sq 0.5 -kv -t fp16
-workbench convert --preset internlm2-7b --n_layer 2 --weights int4 -o demo/dummy
+workbench convert --preset internlm2-7b --n_layer 2 --weights int4 -o demo/dummy_int4
 """,
     add_flags=_add_flags,
     run=_run,

@@ -86,7 +86,7 @@ COMMAND = Command(
     example="""
 workbench demo-model demo/model
 workbench demo-model demo/model2 --format internlm2
-workbench demo-model /tmp/tiny --random --layers 2 --hidden 64 --heads 4 --kv_heads 2
+workbench demo-model demo/tiny --random --layers 2 --hidden 64 --heads 4 --kv_heads 2
 """,
     add_flags=_add_flags,
     run=_run,

@@ -79,7 +79,7 @@ def overview() -> str:
             "",
             "example:",
             "  workbench demo-model demo/model",
-            "  workbench convert --model_dir demo/model --weights int8 -o demo/checkpoint",
+            "  workbench convert --model_dir demo/model --weights int8 -o demo/int8",
             "  workbench COMMAND --help    flags of one command, with an example",
             "",
             "exit codes: 0 done, 1 a gate failed, 2 bad input, 130 cancelled, 143 terminated",

@@ -39,17 +39,14 @@ def _run(args: argparse.Namespace) -> Outcome:
     for name in ("tp_size", "pp_size"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} {getattr(args, name)}", allowed="whole numbers from 1")
-    ranks = Ranks(args.tp_size, args.pp_size)
-    if args.checkpoint_dir is not None:
-        plan = _of_checkpoint(args, PlanOptions(ranks, args.verify))
-    else:
-        plan = _of_model(args, given_recipe(args), PlanOptions(ranks, args.verify))
-    for line in _lines(plan):
+    options = PlanOptions(Ranks(args.tp_size, args.pp_size), args.verify)
+    plan, notes = (_of_model if args.checkpoint_dir is None else _of_checkpoint)(args, options)
+    for line in (*notes, *_lines(plan)):
         print(line)
-    return Outcome(plan.to_dict())
+    return Outcome({**plan.to_dict(), "notes": notes})
 
 
-def _of_checkpoint(args: argparse.Namespace, options: PlanOptions) -> ModelPlan:
+def _of_checkpoint(args: argparse.Namespace, options: PlanOptions) -> tuple[ModelPlan, list[str]]:
     from workbench.checkpoint.unified import load_checkpoint
     from workbench.evaluation.plan import plan_checkpoint
 
@@ -63,30 +60,34 @@ def _of_checkpoint(args: argparse.Namespace, options: PlanOptions) -> ModelPlan:
             allowed="limits, such as --max_batch_size: the rest was decided when it was converted",
             fix="plan from the model to compare modes: --model_dir",
         )
-    recipe = _fitted(checkpoint.config, given)
-    return plan_checkpoint(checkpoint.config, recipe, options, checkpoint.held_bytes)
+    recipe, notes = _fitted(checkpoint.config, given)
+    return plan_checkpoint(checkpoint.config, recipe, options, checkpoint.held_bytes), notes
 
 
-def _of_model(args: argparse.Namespace, given: GivenRecipe, options: PlanOptions) -> ModelPlan:
+def _of_model(args: argparse.Namespace, options: PlanOptions) -> tuple[ModelPlan, list[str]]:
     from workbench.evaluation.plan import plan_source
     from workbench.quantization.convert import open_source
 
+    given = given_recipe(args)
     model = model_or_dummies(args, given.recipe.model)
     if model is None:
         raise UsageError("no model is named", allowed="--preset, --model_dir or --checkpoint_dir")
     source = open_source(model, given.recipe)
-    recipe = _fitted(source.config, given)
+    recipe, notes = _fitted(source.config, given)
     # Who names a quantization asks about that one.
     chosen = {"weights", "kv_cache"} & {name for _, name in given.stated}
-    return plan_source(source, recipe, replace(options, every_mode=not chosen))
+    return plan_source(source, recipe, replace(options, every_mode=not chosen)), notes
 
 
-def _fitted(config: ModelConfig, given: GivenRecipe) -> Recipe:
-    """The recipe with limits that the model has positions for, as a build would have them."""
-    from workbench.runtime.limits import fitting_limits
+def _fitted(config: ModelConfig, given: GivenRecipe) -> tuple[Recipe, list[str]]:
+    """The recipe with limits that the model has positions for, as a build would have them; and what gave way."""
+    from workbench.runtime.limits import fitting_limits, lowering
 
     stated = frozenset(name for section, name in given.stated if section == "build")
-    return replace(given.recipe, build=fitting_limits(given.recipe.build, config, stated))
+    limits = fitting_limits(given.recipe.build, config, stated)
+    lowered = lowering(given.recipe.build, limits, config)
+    notes = [*map(str, given.replacements), *([lowered] if lowered else [])]
+    return replace(given.recipe, build=limits), notes
 
 
 def _lines(plan: ModelPlan) -> Iterator[str]:
@@ -105,9 +106,24 @@ def _lines(plan: ModelPlan) -> Iterator[str]:
     yield ""
     yield from _table(_MODE_TITLES, [_mode_row(mode) for mode in plan.modes])
     yield "memory beside mapped weights (the page cache, which the system can take back) and the interpreter's own"
+    yield from _wide_caches(plan)
     yield ""
     if plan.available_bytes is not None:
         yield f"this machine has {size(plan.available_bytes)} of memory available; {_fits(plan, plan.available_bytes)}"
+
+
+def _wide_caches(plan: ModelPlan) -> Iterator[str]:
+    """What a cache takes on the CPU, where it is wider than the column KV/token says."""
+    runs = [mode.run for mode in plan.modes]
+    wide = [run.cpu_kv_bytes_per_token for run in runs if run.cpu_kv_bytes_per_token != run.kv_bytes_per_token]
+    if not wide:
+        return
+    limits = plan.modes[0].recipe.build
+    tokens = limits.max_batch_size * limits.max_seq_len
+    yield (
+        f"run on CPU: a KV cache that is not INT8 is held in float32, the fastest to read there: {size(wide[0])} a "
+        f"token, {size(wide[0] * tokens)} for {tokens:,} tokens"
+    )
 
 
 _PART_TITLES = ("part", "stored as", "parameters", "size")

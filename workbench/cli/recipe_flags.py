@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cli.command import UsageError
+from workbench.errors import nearest
 from workbench.recipe import WEIGHT_KINDS, BuildLimits, Int8KVCache, Recipe
 
 # The recipe's fields that come in kinds, each with fields of its own.
@@ -146,6 +147,7 @@ def given_recipe(args: argparse.Namespace, base: Recipe | None = None) -> GivenR
 
     Raises:
         RecipeError: the file, or the two together, are no recipe.
+        UsageError: a flag names no kind of weights or KV cache, or belongs to another than the recipe has.
     """
     content = (Recipe() if base is None else base).to_dict()
     file_content, stated = _stated_by_file(args.recipe)
@@ -170,7 +172,15 @@ def given_recipe(args: argparse.Namespace, base: Recipe | None = None) -> GivenR
 
 
 def _value(item: FlaggedField, given: Any) -> Any:
-    """What a flag says; None where it was not given."""
+    """What a flag says; None where it was not given.
+
+    Raises:
+        UsageError: no such kind. The recipe would not name "none", which only flags have.
+    """
+    if given is not None and item.name in KINDS and given not in item.choices:
+        raise UsageError(
+            f"{item.flag} {given}", allowed=", ".join(item.choices), fix=nearest(given, item.choices) or None
+        )
     return dict(given) if item.value_type is _named_number and given is not None else given
 
 

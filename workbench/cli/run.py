@@ -222,7 +222,8 @@ COMMAND = Command(
 workbench run --engine_dir demo/engine --tokenizer_dir demo/model --input_text "The capital of France is"
 workbench run --checkpoint_dir demo/checkpoint --tokenizer_dir demo/model --input_text "One" "Two" --max_output_len 16
 workbench run --engine_dir demo/engine --tokenizer_dir demo/model --chat --input_text "Who are you?" --top_p 0.9
-workbench run --engine_dir demo/engine --tokenizer_dir demo/model --input_file prompts.txt --output_csv ids.csv
+echo "The capital of France is" > demo/asked.txt
+workbench run --engine_dir demo/engine --tokenizer_dir demo/model --input_file demo/asked.txt --output_csv demo/ids.csv
 """,
     add_flags=_add_flags,
     run=_run,

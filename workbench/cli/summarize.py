@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.cli.calibration_flags import tell_of_the_hub
 from workbench.cli.command import Command, Outcome, UsageError
 from workbench.cli.progress_bars import ProgressBars
 from workbench.cli.run import BACKENDS
@@ -61,7 +62,9 @@ def _run(args: argparse.Namespace) -> Outcome:
     options = SummarizationOptions(args.output_len, args.max_input_length, args.batch_size, args.eval_ppl)
     _check_folders(args)
     tokenizer = load_tokenizer(args.tokenizer_dir or args.hf_model_dir, trust_remote_code=args.trust_remote_code)
-    articles = read_articles(args.dataset, args.max_ite, split=args.split, cache_dir=args.dataset_dir)
+    articles = read_articles(
+        args.dataset, args.max_ite, split=args.split, cache_dir=args.dataset_dir, opening=tell_of_the_hub
+    )
     if len(articles) < args.max_ite:
         print(f"--max_ite {args.max_ite}: {args.dataset} has {len(articles)} articles")
     ours, reason = None, None
@@ -204,7 +207,8 @@ COMMAND = Command(
     summary="Summarize articles with an engine and with Hugging Face, and judge both by ROUGE.",
     example="""
 workbench summarize --test_trt_llm --test_hf --hf_model_dir demo/model --data_type fp16 --engine_dir demo/engine
-workbench summarize --test_trt_llm --engine_dir demo/engine --tokenizer_dir demo/model --dataset articles.jsonl
+echo '{"article": "A bridge was built in 1900. It is 9 m long.", "highlights": "A bridge was built."}' > demo/news.jsonl
+workbench summarize --test_trt_llm --engine_dir demo/engine --tokenizer_dir demo/model --dataset demo/news.jsonl
 """,
     add_flags=_add_flags,
     run=_run,

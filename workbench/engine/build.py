@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from workbench.checkpoint.available_memory import give_back
-from workbench.checkpoint.output_folder import ENGINE, check_output, output_folder
+from workbench.checkpoint.output_folder import ENGINE, check_apart, check_output, output_folder
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.engine.check import CheckOptions, NetworkCheck, check_network
 from workbench.engine.folder import EngineConfig, plan_path, write_engine_config
@@ -42,7 +42,6 @@ from workbench.model.internlm import InternLM
 from workbench.model.rotary import rotary_tables
 from workbench.model.weights import DenseWeight, Int4GroupWeight, Int8Weight, LinearWeight, SmoothQuantWeight
 from workbench.progress import ProgressEvent, Reporter, silent
-from workbench.quantization.convert import check_apart
 from workbench.recipe import BuildLimits, Recipe
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from workbench.checkpoint.dummy import dummy_bytes
 from workbench.checkpoint.dummy_checkpoint import write_dummy_checkpoint
 from workbench.checkpoint.huggingface import HFCheckpoint
-from workbench.checkpoint.output_folder import ENGINE, check_output, output_folder
+from workbench.checkpoint.output_folder import ENGINE, check_apart, check_output, output_folder
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import CALIBRATED
 from workbench.checkpoint.unified_layout import checkpoint_tensors
@@ -25,7 +25,7 @@ from workbench.model.config import ModelConfig
 from workbench.model.rotary import stretched
 from workbench.progress import Reporter, silent
 from workbench.quantization.calibrated import quantize_calibrated
-from workbench.quantization.convert import check_apart, check_recipe, convert, ranges_needed_for
+from workbench.quantization.convert import check_recipe, convert, ranges_needed_for
 from workbench.recipe import Recipe, SmoothQuant
 
 CHECKPOINT = "checkpoint"

@@ -25,6 +25,8 @@ from workbench.checkpoint.rank_parts import rank_parts, total_bytes
 from workbench.checkpoint.weight_source import WeightSource
 from workbench.errors import WorkbenchError, nearest
 from workbench.evaluation.hf_reference import HFReference
+from workbench.model.config import ModelConfig
+from workbench.model.presets import PRESETS
 from workbench.model.weights import DenseWeight, LayerWeights, LinearWeight, ModelWeights
 from workbench.progress import ProgressEvent, Reporter, silent
 from workbench.quantization.quantize import quantize_linear
@@ -183,12 +185,55 @@ def _way_out(source: WeightSource, modes: tuple[str, ...], available: int) -> st
     if fitting:
         ways.append(f"--modes {' '.join(fitting)}")
     if isinstance(source, DummyModel):
-        layers = max(
-            (n for n in range(1, source.config.num_layers) if _all_fit(source, n, modes, available)), default=0
-        )
+        layers = _most_layers(source, modes, available)
         if layers:
             ways.append(f"--n_layer {layers}")
     return f"what fits: {', or '.join(ways)}" if ways else "measure on a machine with more memory"
+
+
+@dataclass(frozen=True)
+class RoomForDummies:
+    """Dummy weights that this machine has the memory to time.
+
+    Attributes:
+        preset: whose sizes; None for those that were asked for.
+        modes: keys of :data:`MODES`.
+        layers: how many; None for as many as there are.
+    """
+
+    preset: str | None
+    modes: tuple[str, ...]
+    layers: int | None = None
+
+
+def room_for_dummies(config: ModelConfig, modes: tuple[str, ...]) -> RoomForDummies | None:
+    """What fits and is nearest to dummy weights of these sizes in these modes: other modes, a preset, fewer layers.
+
+    Args:
+        config: the sizes that are asked for.
+        modes: keys of :data:`MODES` that are asked for.
+
+    Returns:
+        What fits; all that was asked for where the system does not tell of its memory, None where nothing fits.
+    """
+    available = available_bytes()
+    asked = DummyModel(config)
+    if available is None or _all_fit(asked, config.num_layers, modes, available):
+        return RoomForDummies(None, modes)
+    smaller = sorted(PRESETS, key=lambda name: total_bytes(rank_parts(PRESETS[name], Recipe())), reverse=True)
+    for name in (None, *smaller):
+        dummies = asked if name is None else DummyModel(PRESETS[name])
+        fitting = tuple(mode for mode in MODES if fits(_needed_bytes(dummies, mode), available))
+        if fitting:
+            return RoomForDummies(name, fitting)
+    layers = _most_layers(asked, modes, available)
+    return RoomForDummies(None, modes, layers) if layers else None
+
+
+def _most_layers(dummies: DummyModel, modes: tuple[str, ...], available: int) -> int:
+    """The most layers, fewer than there are, of which every mode fits; 0 for none."""
+    fewer = range(1, dummies.config.num_layers)
+    return max((layers for layers in fewer if _all_fit(dummies, layers, modes, available)), default=0)
 
 
 def _all_fit(dummies: DummyModel, layers: int, modes: tuple[str, ...], available: int) -> bool:

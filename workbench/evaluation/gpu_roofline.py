@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbench.evaluation.axis_ticks import set_ticks
+from workbench.evaluation.figure_labels import Label, write_labels
 from workbench.evaluation.gpu_results import DECODE, GpuBenchmarkResult, GpuSpeed
 
 # One colour a precision, as everywhere; Hugging Face in greys.
@@ -35,6 +37,8 @@ def plot_roofline(result: GpuBenchmarkResult) -> Figure:
     _draw_roof(axes, speeds, result.bandwidth)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    set_ticks(axes.xaxis)
+    set_ticks(axes.yaxis)
     axes.set_xlabel("operations per byte that a step must read")
     axes.set_ylabel("TFLOP/s")
     axes.grid(visible=True, which="both", color="#e6e6e6", linewidth=0.6)
@@ -42,19 +46,26 @@ def plot_roofline(result: GpuBenchmarkResult) -> Figure:
         axes.legend(fontsize=8)
     shapes = ", ".join(f"{marker} {context}" for context, marker in zip(contexts, MARKERS, strict=False))
     axes.set_title(f"{result.model} on {result.gpu}: decoding (context: {shapes})", loc="left", fontsize=11)
+    write_labels({axes: [_batch(speed) for speed in speeds]}, font_size=7)
     return figure
 
 
 def _draw(axes: Axes, points: list[GpuSpeed], marker: str, label: str | None) -> None:
     if not points:
         return
-    intensity = [point.flops / point.moved_bytes for point in points]
-    rate = [point.flops / (point.step_ms / 1e3) / 1e12 for point in points]
+    intensity, rate = zip(*map(_place, points), strict=True)
     axes.scatter(
         intensity, rate, color=COLORS.get(points[0].mode, "#000000"), marker=marker, s=42, label=label, zorder=3
     )
-    for x, y, point in zip(intensity, rate, points, strict=True):
-        axes.annotate(str(point.batch), (x, y), textcoords="offset points", xytext=(5, -3), fontsize=7)
+
+
+def _batch(speed: GpuSpeed) -> Label:
+    return Label(str(speed.batch), *_place(speed), color=COLORS.get(speed.mode, ""))
+
+
+def _place(speed: GpuSpeed) -> tuple[float, float]:
+    """Operations per byte, and TFLOP/s."""
+    return speed.flops / speed.moved_bytes, speed.flops / (speed.step_ms / 1e3) / 1e12
 
 
 def _draw_roof(axes: Axes, speeds: list[GpuSpeed], bandwidth: float) -> None:

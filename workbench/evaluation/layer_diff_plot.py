@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from workbench.evaluation.axis_ticks import set_ticks
 from workbench.evaluation.palette import BROKEN, EDGE, ERROR_MAP, EXACT, GRID, PRECISION, SITE
 from workbench.evaluation.tap_error import DIVERGENCE
 
@@ -57,6 +58,7 @@ def _draw_lines(axes: Axes, key: Axes, diff: LayerDiff, grid: pd.DataFrame) -> N
     label = f"divergence limit\n({precision})"
     axes.axhline(DIVERGENCE[precision], color=PRECISION[precision], linestyle="--", linewidth=1.6, label=label)
     axes.set_yscale("log")
+    set_ticks(axes.yaxis)
     axes.set_ylabel("relative L2 error")
     axes.grid(visible=True, which="major", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -76,6 +78,7 @@ def _draw_heat(figure: Figure, axes: Axes, scale: Axes, grid: pd.DataFrame) -> N
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     bar = figure.colorbar(image, cax=scale.inset_axes((0.0, 0.0, 0.13, 1.0)), extend="neither")
     bar.set_label("relative L2 error", fontsize=9)
+    set_ticks(bar.ax.yaxis)
     bar.ax.tick_params(which="both", labelsize=8)
 
 

@@ -37,6 +37,7 @@ CHOSEN, BEST = "#d81b60", "#009E73"
 ERROR_MAP = "viridis"
 # Ratios: purple below 1, orange above; both ends are told apart by colour-blind readers.
 RATIO_MAP = "PuOr_r"
+RATIO_MEANING = "purple: smaller, white: {center:g}, orange: larger"
 GRID = "#d0d0d0"
 EDGE = "#555555"
 # Cells without a place on the scale: no error at all, an error that is not finite, nothing known.

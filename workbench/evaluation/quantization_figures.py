@@ -23,6 +23,7 @@ import torch
 from matplotlib.figure import Figure
 
 import workbench
+from workbench.evaluation.axis_ticks import set_ticks
 from workbench.evaluation.figure_files import to_stderr, typed, write_figures
 from workbench.evaluation.tradeoff import TradeoffOptions, compare_recipes
 from workbench.progress import Reporter, silent
@@ -91,6 +92,7 @@ class QuantizationFigures:
             axes.plot(rows["alpha"], rows["kl"], color=color, marker=marker, label=f"activations {name}")
             axes.fill_between(rows["alpha"], rows["kl_low"], rows["kl_high"], color=color, alpha=0.2, linewidth=0)
         axes.set(xlabel="alpha", ylabel="KL of the logits [nats per token]", yscale="log")
+        set_ticks(axes.yaxis)
         axes.set_title("SmoothQuant W8A8 on the embedded model: KL against float32, 95 % intervals")
         axes.grid(True, alpha=0.3)
         axes.legend()

@@ -138,7 +138,14 @@ class Summarizer:
         return cls(reference.generate, lambda prompt, target: _reference_nll(reference, prompt, target))
 
 
-def read_articles(source: str, most: int, *, split: str = "test", cache_dir: str | None = None) -> list[Article]:
+def read_articles(
+    source: str,
+    most: int,
+    *,
+    split: str = "test",
+    cache_dir: str | None = None,
+    opening: Callable[[DatasetChoice], None] = lambda _: None,
+) -> list[Article]:
     """The first articles of a dataset; rows without an article or a summary are left out.
 
     Args:
@@ -147,6 +154,7 @@ def read_articles(source: str, most: int, *, split: str = "test", cache_dir: str
         most: how many to read; a dataset may have fewer.
         split: which part of a dataset; a file has none.
         cache_dir: where downloads are kept.
+        opening: told a dataset before it is opened.
 
     Raises:
         DataError: it cannot be read, or lacks a column.
@@ -155,7 +163,9 @@ def read_articles(source: str, most: int, *, split: str = "test", cache_dir: str
     if path.suffix in (".jsonl", ".parquet"):
         columns = _file_columns(path)
     else:
-        columns = open_dataset(DatasetChoice.parse(source, split=split, cache_dir=cache_dir))
+        choice = DatasetChoice.parse(source, split=split, cache_dir=cache_dir)
+        opening(choice)
+        columns = open_dataset(choice)
     names = list(getattr(columns, "column_names", columns))
     for name in COLUMNS:
         if name not in names:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workbench.checkpoint import unified_layout as layout
 from workbench.checkpoint.available_memory import require_memory
-from workbench.checkpoint.output_folder import check_output, output_folder
+from workbench.checkpoint.output_folder import check_apart, check_output, output_folder
 from workbench.checkpoint.safetensors_reader import SafetensorsFile
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
@@ -23,7 +23,6 @@ from workbench.quantization.convert import (
     BYTES_PER_CHUNK_VALUE,
     CONFIG_BYTES,
     ConversionPlan,
-    check_apart,
     check_recipe,
     check_smoothing,
     dense_weights,

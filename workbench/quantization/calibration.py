@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench.checkpoint.cast import torch_dtype
 from workbench.checkpoint.huggingface import HFCheckpoint
+from workbench.checkpoint.output_folder import check_apart, folder_kind, not_ours
 from workbench.checkpoint.safetensors_reader import SafetensorsFile
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
 from workbench.errors import CheckpointError, LimitError, RecipeError
@@ -105,6 +106,7 @@ def calibrate(
         BackendError: no such device.
     """
     run = _Calibration(HFCheckpoint.open(model_dir), data, options or CalibrationOptions(), Path(out), report)
+    check_apart(Path(model_dir), run.out)
     check_target(run.out, force=force)
     run.prepare(force=force)
     ranges = run.count()
@@ -121,12 +123,11 @@ def check_target(out: Path, *, force: bool) -> None:
     """
     if not os.path.lexists(out):
         return
+    # A calibrated checkpoint holds ranges too, and is more than them.
+    if out.is_symlink() or not (out / RANGES_FILE).is_file() or folder_kind(out) is not None:
+        raise not_ours(out, "folder of a calibration")
     if not force:
         raise CheckpointError(f"output {out} exists", fix="add --force to replace it, or give another output")
-    if out.is_symlink() or not (out / RANGES_FILE).is_file():
-        raise CheckpointError(
-            f"output {out} exists and is no folder of a calibration", fix="remove it by hand, or give another output"
-        )
 
 
 class _Calibration:

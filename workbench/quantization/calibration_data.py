@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ TEXT_COLUMNS = ("text", "article", "content", "document", "sentence")
 DEFAULT_CONFIGS = {"cnn_dailymail": "3.0.0", "abisee/cnn_dailymail": "3.0.0"} | dict.fromkeys(
     ("wikitext", "Salesforce/wikitext"), "wikitext-2-raw-v1"
 )
+
+
+# How long the hub may take to say that it has a dataset, before the cache is looked into.
+HUB_TIMEOUT_S = 10.0
 
 
 class DataError(WorkbenchError):
@@ -55,6 +61,11 @@ class DatasetChoice:
         """``NAME`` or ``NAME:CONFIG``; a folder that exists is a name, whatever it contains."""
         name, _, config = (text, "", "") if Path(text).exists() else text.partition(":")
         return cls(name, config or DEFAULT_CONFIGS.get(name), **rest)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the name is one of the hub: nothing of this machine has it."""
+        return not Path(self.name).exists()
 
 
 @dataclass(frozen=True)
@@ -277,7 +288,8 @@ def open_dataset(choice: DatasetChoice) -> Any:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             opened = datasets.load_from_disk(str(folder))
             return _split(opened, choice) if isinstance(opened, datasets.DatasetDict) else opened
-        return datasets.load_dataset(choice.name, choice.config, split=choice.split, cache_dir=choice.cache_dir)
+        with _one_request(choice):
+            return datasets.load_dataset(choice.name, choice.config, split=choice.split, cache_dir=choice.cache_dir)
     except ConnectionError as error:
         raise DataError(
             f"dataset {choice.name!r} cannot be reached, and is not in the cache",
@@ -287,6 +299,39 @@ def open_dataset(choice: DatasetChoice) -> Any:
         raise
     except Exception as error:  # the library raises what it likes: not found, unknown configuration, unknown split
         raise DataError(f"dataset {choice.name!r} cannot be read ({_sentence(error)})", fix="choose another") from error
+
+
+@contextmanager
+def _one_request(choice: DatasetChoice) -> Iterator[None]:
+    """Ask the hub once whether it is there, and else let the `datasets` library look into its cache only.
+
+    By itself the library asks a hub that is out of reach six times within half a minute, and logs each of them.
+    """
+    import datasets
+    from huggingface_hub.utils import logging as hub_logging
+
+    verbosity, offline = hub_logging.get_verbosity(), datasets.config.HF_HUB_OFFLINE
+    hub_logging.set_verbosity(logging.ERROR)
+    try:
+        datasets.config.HF_HUB_OFFLINE = offline or (choice.on_hub and not _hub_answers(choice.name))
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+        hub_logging.set_verbosity(verbosity)
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the hub says anything of a dataset, be it that there is none."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(name, timeout=HUB_TIMEOUT_S)
+    except (HfHubHTTPError, ValueError):  # an answer, or no name at all: `datasets` words both
+        return True
+    except Exception:  # of the HTTP library, whichever it is
+        return False
+    return True
 
 
 def _split(opened: Any, choice: DatasetChoice) -> Any:

@@ -19,13 +19,13 @@ from workbench.checkpoint import unified_layout as layout
 from workbench.checkpoint.available_memory import require_memory
 from workbench.checkpoint.cast import cast, count_not_finite, torch_dtype
 from workbench.checkpoint.huggingface import HFCheckpoint
-from workbench.checkpoint.output_folder import check_output, output_folder
+from workbench.checkpoint.output_folder import check_apart, check_output, output_folder
 from workbench.checkpoint.safetensors_writer import SafetensorsWriter
 from workbench.checkpoint.unified import Checkpoint, load_checkpoint
 from workbench.checkpoint.unified_config import UnifiedConfig, rank_file, write_unified_config
 from workbench.checkpoint.weight_fields import is_static, pack
 from workbench.checkpoint.weight_source import WeightSource
-from workbench.errors import CheckpointError, RecipeError
+from workbench.errors import RecipeError
 from workbench.model.config import ModelConfig
 from workbench.model.rotary import stretched
 from workbench.model.weights import DenseWeight, ModelWeights
@@ -232,22 +232,6 @@ def ranges_needed_for(recipe: Recipe) -> str | None:
         "an INT8 KV cache": recipe.kv_cache is not None,
     }
     return next((what for what, needed in reasons.items() if needed), None)
-
-
-def check_apart(source: Path | None, out: Path) -> None:
-    """Refuse an output that would take the place of its source; a folder of its own inside the source is none.
-
-    Args:
-        source: None where there is no folder.
-        out: to write.
-
-    Raises:
-        CheckpointError: it does.
-    """
-    if source is not None and out.resolve() in (source.resolve(), *source.resolve().parents):
-        raise CheckpointError(
-            f"output {out} is the folder {source} that is read, or holds it", fix="give an output of its own"
-        )
 
 
 class _RowConversion:

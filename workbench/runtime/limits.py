@@ -48,6 +48,16 @@ def fitting_limits(limits: BuildLimits, config: ModelConfig, stated: frozenset[s
     return limits if output >= most else dataclasses.replace(limits, max_input_len=most - output, max_output_len=output)
 
 
+def lowering(before: BuildLimits, after: BuildLimits, config: ModelConfig) -> str:
+    """What :func:`fitting_limits` made of limits, in words; empty where it left them as they were."""
+    if before == after:
+        return ""
+    return (
+        f"max_input_len {after.max_input_len} and max_output_len {after.max_output_len}: lowered to the model's "
+        f"{config.max_position_embeddings} positions"
+    )
+
+
 def output_room(longest_prompt: int, config: ModelConfig, limits: BuildLimits) -> int:
     """The most new tokens that there is room for after a prompt; below 1 when there is none."""
     return min(limits.max_output_len, config.max_position_embeddings - longest_prompt)

@@ -36,12 +36,14 @@ class RunNeeds:
     Attributes:
         weight_bytes: as stored.
         kv_bytes_per_token: of one sequence, in an engine.
+        cpu_kv_bytes_per_token: of one sequence, in a session on the CPU, where all but INT8 is float32.
         cpu_bytes: memory of a session on the CPU, beside weights that are mapped from files.
         gpu_bytes: memory of an engine on a GPU: weights, KV cache and activations.
     """
 
     weight_bytes: int
     kv_bytes_per_token: int
+    cpu_kv_bytes_per_token: int
     cpu_bytes: int
     gpu_bytes: int
 
@@ -73,6 +75,7 @@ def run_needs(job: RunJob) -> RunNeeds:
     return RunNeeds(
         weight_bytes=weight_bytes,
         kv_bytes_per_token=per_token,
+        cpu_kv_bytes_per_token=_cpu_kv_bytes_per_token(job),
         cpu_bytes=_cpu_bytes(job, sequences * length),
         gpu_bytes=weight_bytes + per_token * sequences * length + activation_bytes(job),
     )
@@ -85,6 +88,12 @@ def rank_kv_bytes_per_token(job: RunJob) -> int:
     return whole // own.num_layers * len(job.mapping.layers(own.num_layers))
 
 
+def _cpu_kv_bytes_per_token(job: RunJob) -> int:
+    """As :func:`rank_kv_bytes_per_token` on the CPU, whose sessions hold float32 rows unless they are INT8."""
+    own, item_bytes = rank_config(job.config, job.mapping), 4 if job.recipe.kv_cache is None else 1
+    return 2 * len(job.mapping.layers(own.num_layers)) * own.num_kv_heads * own.head_dim * item_bytes
+
+
 def activation_bytes(job: RunJob) -> int:
     """What an engine needs beside weights and cache, for the largest batch of the longest prompts."""
     own, limits = rank_config(job.config, job.mapping), job.recipe.build
@@ -95,7 +104,7 @@ def activation_bytes(job: RunJob) -> int:
 
 
 def _cpu_bytes(job: RunJob, cached_tokens: int) -> int:
-    """Dense weights are packed anew, caches are float32 unless they are INT8."""
+    """Dense weights are packed anew."""
     own, recipe = rank_config(job.config, job.mapping), job.recipe
     parts = [part for part in rank_parts(job.config, recipe, job.mapping) if part.name not in (EMBEDDING, NORMS)]
     packs = can_pack(torch_dtype(recipe.dtype))
@@ -103,8 +112,6 @@ def _cpu_bytes(job: RunJob, cached_tokens: int) -> int:
     dense = 0 if packs else UNPACKED_BYTES_PER_VALUE
     inner = [part for part in parts if part.name.startswith("layers.")]
     dropped = max(part.elements * CPU_BYTES_PER_VALUE.get(part.kind, dense) for part in inner)
-    item_bytes = 4 if recipe.kv_cache is None else 1
-    layers = len(job.mapping.layers(own.num_layers))
-    cache = 2 * layers * own.num_kv_heads * own.head_dim * item_bytes * cached_tokens
+    cache = _cpu_kv_bytes_per_token(job) * cached_tokens
     prompts = recipe.build.max_batch_size * recipe.build.max_input_len
     return CPU_BYTES + packed + dropped + cache + CPU_BYTES_PER_CHANNEL * own.intermediate_size * prompts

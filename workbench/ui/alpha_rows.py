@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,18 @@ import ipywidgets
 
 from workbench.recipe import SMOOTHING_GROUPS
 
-_WIDTHS = {"name": "100px", "slider": "340px", "note": "120px", "error": "225px", "button": "82px"}
+# Least and most width of each column, in px. The slider takes what the others leave; cells stand below each other, as
+# no width depends on what a cell holds. The heading "alpha" stands over the slider, its note and their margins.
+_WIDTHS = {
+    "name": (100, 100),
+    "slider": (150, 340),
+    "note": (118, 118),
+    "alpha": (272, 462),
+    "error": (222, 222),
+    "buttons": (166, 166),
+}
+_BUTTON_PX = 78
+_ROW = {"flex_flow": "row wrap", "align_items": "center"}
 
 
 @dataclass(frozen=True)
@@ -62,23 +73,23 @@ class GroupRow(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no type
         self.group = group
         site = SMOOTHING_GROUPS[group]
         self.name = ipywidgets.Button(
-            description=group, tooltip=f"show {group} ({site}) in the charts", layout={"width": _WIDTHS["name"]}
+            description=group, tooltip=f"show {group} ({site}) in the charts", layout=_column("name")
         )
-        self.slider = alpha_slider(f"Alpha of {group}", f"alpha of {group}", _WIDTHS["slider"])
+        self.slider = alpha_slider(f"Alpha of {group}", f"alpha of {group}", _column("slider"))
         self.slider.add_class("wb-unseen-label")  # the button beside it says the same to the eye
-        self.note = ipywidgets.HTML(layout={"width": _WIDTHS["note"]})
-        self.error = ipywidgets.HTML(layout={"width": _WIDTHS["error"]})
+        self.note = ipywidgets.HTML(layout=_column("note"))
+        self.error = ipywidgets.HTML(layout=_column("error"))
         self.lock = ipywidgets.ToggleButton(
             description="Lock", icon="lock", tooltip=f"tuning and resets leave a locked {group} alone"
         )
         self.reset = ipywidgets.Button(description="Reset", tooltip=f"let {group} follow the alpha of all groups again")
-        self.lock.layout.width = self.reset.layout.width = _WIDTHS["button"]
+        self.lock.layout.width = self.reset.layout.width = f"{_BUTTON_PX}px"
         self.name.on_click(lambda _: callbacks.chosen(group))
         self.reset.on_click(lambda _: callbacks.reset(group))
         self.slider.observe(lambda change: callbacks.moved(group, change["new"]), "value")
         self.lock.observe(lambda change: callbacks.locked(group, change["new"]), "value")
-        children = [self.name, self.slider, self.note, self.error, self.lock, self.reset]
-        super().__init__(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+        buttons = ipywidgets.HBox([self.lock, self.reset], layout=_column("buttons"))
+        super().__init__([self.name, self.slider, self.note, self.error, buttons], layout=_ROW)
         self.add_class(f"wb-alpha-{group}")
 
     def show(self, view: RowView) -> None:
@@ -92,10 +103,16 @@ class GroupRow(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no type
 
     def show_error(self, text: str) -> None:
         """Show the group's output error, in words."""
-        self.error.value = f'<span class="wb-value">{html.escape(text)}</span>'
+        self.error.value = f'<div class="wb-value">{html.escape(text)}</div>'
 
 
-def alpha_slider(description: str, tooltip: str, width: str) -> Any:
+def _column(name: str) -> dict[str, str]:
+    """The layout of a cell of a row."""
+    least, most = _WIDTHS[name]
+    return {"flex": f"1 0 {least}px", "width": f"{least}px", "max_width": f"{most}px"}
+
+
+def alpha_slider(description: str, tooltip: str, layout: Mapping[str, str]) -> Any:
     """A slider from 0 to 1 in steps of 0.01 that tells every step while it is moved."""
     return ipywidgets.FloatSlider(
         min=0.0,
@@ -105,16 +122,19 @@ def alpha_slider(description: str, tooltip: str, width: str) -> Any:
         description=description,
         tooltip=tooltip,
         style={"description_width": "initial"},
-        layout={"width": width},
+        layout=layout,
     )
 
 
 def rows_heading() -> Any:
     """What the columns of the rows are."""
-    titles = {"name": "Group", "slider": "Alpha: 0 leaves activations as they are, 1 flattens them", "note": ""}
+    titles = {
+        "name": "Group",
+        "alpha": "Alpha: 0 leaves activations as they are, 1 flattens them",
+        "error": "Output error (least of those tried)",
+    }
     cells = [
-        ipywidgets.HTML(f'<span class="wb-about">{titles.get(column, "")}</span>', layout={"width": width})
-        for column, width in _WIDTHS.items()
+        ipywidgets.HTML(f'<div class="wb-about">{text}</div>', layout=_column(column))
+        for column, text in titles.items()
     ]
-    cells[3].value = '<span class="wb-about">Output error (least of those tried)</span>'
-    return ipywidgets.HBox(cells)
+    return ipywidgets.HBox([*cells, ipywidgets.Box(layout=_column("buttons"))], layout=_ROW)

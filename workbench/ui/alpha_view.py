@@ -11,7 +11,7 @@ from workbench.ui.alpha_charts import GroupPicture, charts_of
 from workbench.ui.alpha_map import GROUPS, AlphaMap
 from workbench.ui.alpha_rows import GroupRow, RowCallbacks, alpha_slider, rows_heading
 from workbench.ui.alpha_work import AlphaWork
-from workbench.ui.chart_view import ChartView
+from workbench.ui.chart_view import ChartView, share_of_row
 from workbench.ui.widget_tree import put
 
 _WRAP = {"flex_flow": "row wrap", "align_items": "center"}
@@ -33,7 +33,9 @@ class AlphaView:
     """
 
     def __init__(self, callbacks: RowCallbacks, map_of_groups: AlphaMap) -> None:
-        self.all_groups = alpha_slider("Alpha of all groups without their own", "alpha of all groups", "560px")
+        self.all_groups = alpha_slider(
+            "Alpha of all groups without their own", "alpha of all groups", {"width": "560px"}
+        )
         self.reset_all = ipywidgets.Button(
             description="Reset all",
             tooltip="let every group that is not locked follow the alpha of all groups",
@@ -48,10 +50,8 @@ class AlphaView:
             layout={"width": "454px"},
         )
         self.rows = {group: GroupRow(group, callbacks) for group in GROUPS}
-        self.charts = [
-            ChartView(clickable=index == 0, layout={"flex": f"1 1 {basis}", "min_width": "260px"})
-            for index, basis in enumerate(("420px", "290px", "290px"))
-        ]
+        self.charts = [ChartView(clickable=True, layout=share_of_row(340, grow=42))]
+        self.charts += [ChartView(clickable=False, layout=share_of_row(235)) for _ in range(2)]
         self.map, self.work = map_of_groups, AlphaWork()
         self.work.also_blocks([map_of_groups.measure_button])
         self.recipe_note, self.error_note = ipywidgets.HTML(), ipywidgets.HTML()
@@ -65,9 +65,10 @@ class AlphaView:
 
     def below(self) -> list[Any]:
         """What follows the status line."""
-        self.drawn = ipywidgets.VBox(
-            [ipywidgets.HBox(self.charts, layout={"flex_flow": "row wrap"}), self.error_note, self.map, self.work]
-        )
+        wrap = {"flex_flow": "row wrap"}
+        ranges = ipywidgets.HBox(self.charts[1:], layout=wrap | share_of_row(480, grow=58))  # they wrap together
+        charts = ipywidgets.HBox([self.charts[0], ranges], layout=wrap)
+        self.drawn = ipywidgets.VBox([charts, self.error_note, self.map, self.work])
         return [self.drawn]
 
     def say_what_is_missing(self, text: str) -> None:

@@ -27,6 +27,7 @@ class MetricView:
         center: the value that has the middle colour, with as much room on either side; None spreads the colours from
             the best value to the worst.
         nan_is_missing: a value that is not a number is one that nobody measured; else it is the worst of all.
+        meaning: what the colours on either side of the middle say; empty for nothing.
     """
 
     label: str
@@ -37,6 +38,7 @@ class MetricView:
     colors: str = ERROR_MAP
     center: float | None = None
     nan_is_missing: bool = False
+    meaning: str = ""
 
 
 METRIC_VIEWS: dict[str, MetricView] = {
@@ -49,11 +51,19 @@ METRIC_VIEWS: dict[str, MetricView] = {
 
 @dataclass(frozen=True)
 class ColoredCells:
-    """Hex colours in the shape of the values, and the best and worst value that they span (None: nothing to span)."""
+    """Hex colours in the shape of the values, and what they span; None where there is nothing to span.
+
+    Attributes:
+        colors: one per value.
+        best, worst: the values at the ends of the colour scale.
+        least, largest: of the values that have a place on it; a scale around a middle may reach further.
+    """
 
     colors: NDArray[Any]
-    best: float | None
-    worst: float | None
+    best: float | None = None
+    worst: float | None = None
+    least: float | None = None
+    largest: float | None = None
 
 
 def badness(values: NDArray[np.float64], view: MetricView) -> NDArray[np.float64]:
@@ -74,7 +84,7 @@ def color_cells(values: NDArray[np.float64], view: MetricView) -> ColoredCells:
     colors = np.full(values.shape, EXACT, dtype=object)
     colors[broken], colors[missing] = BROKEN, MISSING
     if not known.any():
-        return ColoredCells(colors, None, None)
+        return ColoredCells(colors)
     low, high = badness[known].min(), badness[known].max()
     best, worst = values[known][badness[known].argmin()], values[known][badness[known].argmax()]
     if view.center is not None:
@@ -88,7 +98,7 @@ def color_cells(values: NDArray[np.float64], view: MetricView) -> ColoredCells:
         else np.full(known.sum(), 0.0 if view.center is None else 0.5)
     )
     colors[known] = [to_hex(color) for color in colormaps[view.colors](levels)]
-    return ColoredCells(colors, float(best), float(worst))
+    return ColoredCells(colors, float(best), float(worst), float(values[known].min()), float(values[known].max()))
 
 
 def scale_gradient(colors: str = ERROR_MAP) -> str:

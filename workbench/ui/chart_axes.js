@@ -42,7 +42,7 @@ function logTicks(low, high, most) {
   if (last - first < 0.8) return linearTicks(low, high, most);
   const every = Math.max(1, Math.ceil((last - first) / Math.max(most, 1)));
   const factors = last - first < Math.min(2.2, most / 3) ? [1, 2, 5] : [1];
-  const plain = first > -3.5 && last < 4;
+  const plain = first > -3.5 && last < 4.3;
   const ticks = [];
   for (let exponent = Math.floor(first); exponent <= last + 1e-9; exponent++) {
     if (exponent % every) continue;

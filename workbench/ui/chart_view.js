@@ -3,6 +3,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const TEXT_COLOR = "var(--jp-ui-font-color1, currentColor)";
 const REACH_PX = 40;
 const MANY_POINTS = 300;
+const NAME_AIR_PX = 3; // on either side of a name: two that touch read as one word
 const pen = document.createElement("canvas").getContext("2d");
 pen.font = "12px sans-serif";
 
@@ -100,8 +101,8 @@ function nameAt(plot, text, x, y) {
   const sides = [[x + 6, y - 4], [x + 6, y + 14], [x - 6 - width, y - 4], [x - 6 - width, y + 14]];
   const further = [18, -18, 32, -32, 46].flatMap((down) => [[x + 6, y - 4 + down], [x - 6 - width, y - 4 + down]]);
   for (const [left, baseline] of [...sides, ...further]) {
-    const box = { left, right: left + width, top: baseline - 11, bottom: baseline + 3 };
-    const inside = box.left >= plot.left && box.right <= plot.right && box.top >= plot.top && box.bottom <= plot.bottom;
+    const box = { left: left - NAME_AIR_PX, right: left + width + NAME_AIR_PX, top: baseline - 11, bottom: baseline + 3 };
+    const inside = left >= plot.left && left + width <= plot.right && box.top >= plot.top && box.bottom <= plot.bottom;
     if (inside && !plot.taken.some((other) => overlaps(box, other))) {
       plot.taken.push(box);
       shape(plot.names, "text", { x: left, y: baseline, class: "wb-chart-name" }, text);
@@ -273,10 +274,13 @@ function render({ model, el }) {
     root.setAttribute("aria-label", `${spec.title}: ${spec.y.label} by ${spec.x.label}, ${count} points`);
   }
 
+  // In whole px, rounded down: a picture that is half a px wider than its place brings a scroll bar.
+  const room = () => Math.floor(root.getBoundingClientRect().width);
+
   function draw() {
     holder.replaceChildren();
     tip.style.display = "none";
-    const width = root.clientWidth;
+    const width = room();
     if (!spec || width < 60) return;
     drawnWidth = width;
     const around = [title, legend, yLabel, xLabel].reduce((sum, part) => sum + part.offsetHeight, 0);
@@ -285,8 +289,8 @@ function render({ model, el }) {
     const { plot, scales } = layOut(spec, marks, width, height);
     drawAxes(svg, plot, scales);
     const clip = `wb-clip-${Math.random().toString(36).slice(2)}`;
-    const room = { x: plot.left - 4, y: plot.top - 4, width: plot.right - plot.left + 8, height: plot.bottom - plot.top + 5 };
-    shape(shape(svg, "clipPath", { id: clip }), "rect", room);
+    const area = { x: plot.left - 4, y: plot.top - 4, width: plot.right - plot.left + 8, height: plot.bottom - plot.top + 5 };
+    shape(shape(svg, "clipPath", { id: clip }), "rect", area);
     const inside = shape(svg, "g", { "clip-path": `url(#${clip})` });
     plot.names = shape(svg, "g", {});
     if (spec.diagonal) drawDiagonal(inside, scales);
@@ -370,7 +374,7 @@ function render({ model, el }) {
   const redraw = () => { read(); draw(); };
   const watched = [["change:spec", redraw], ["change:selected", showChoice], ["change:clickable", showChoice]];
   watched.forEach(([name, callback]) => model.on(name, callback));
-  const observer = new ResizeObserver(() => root.clientWidth !== drawnWidth && draw());
+  const observer = new ResizeObserver(() => room() !== drawnWidth && draw());
   observer.observe(root);
   redraw();
   return () => {

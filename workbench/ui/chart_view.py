@@ -24,7 +24,7 @@ NONE_SELECTED = [-1, -1]
 
 
 class ChartView(anywidget.AnyWidget):
-    """One chart, as wide as its description says or as the place allows.
+    """One chart, as wide as its description says or as the place allows; with a ``layout``, as wide as that says.
 
     The mouse shows the nearest point's text; a click chooses it. With the keyboard: arrow keys go from point to point
     and from mark to mark, Enter chooses.
@@ -46,7 +46,7 @@ class ChartView(anywidget.AnyWidget):
     selected = traitlets.List(traitlets.Int(), NONE_SELECTED, minlen=2, maxlen=2).tag(sync=True)
 
     def __init__(self, chart: Chart | None = None, *, clickable: bool = True, **traits: Any) -> None:
-        self._chart = chart
+        self._chart, self._has_own_width = chart, "layout" not in traits
         traits.setdefault("layout", {"max_width": "100%", "min_width": "0", "width": _width(chart)})
         super().__init__(spec=chart_spec(chart), clickable=clickable, **traits)
 
@@ -58,7 +58,7 @@ class ChartView(anywidget.AnyWidget):
     @chart.setter
     def chart(self, chart: Chart | None) -> None:
         spec = chart_spec(chart)
-        if self._chart is None or (chart is not None and chart.width != self._chart.width):
+        if self._has_own_width and (self._chart is None or (chart is not None and chart.width != self._chart.width)):
             self.layout.width = _width(chart)
         self._chart = chart
         with self.hold_sync():
@@ -67,6 +67,16 @@ class ChartView(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         return f"ChartView({self._chart.title if self._chart else 'nothing'!r})"
+
+
+def share_of_row(basis_px: int, grow: int = 1) -> dict[str, str]:
+    """The layout of a chart, or a box, that shares a row with others.
+
+    Args:
+        basis_px: where the row has less room than everybody's together, the last ones begin a row of their own.
+        grow: its part of the room that is left over, against the others'.
+    """
+    return {"flex": f"{grow} 1 {basis_px}px", "min_width": "0"}
 
 
 def _width(chart: Chart | None) -> str | None:

@@ -71,8 +71,7 @@ class ComparePanel(Panel):
             min(ComparisonRequest.length, longest), 2, longest, POSITIONS, description="Tokens in each", **words
         )
         self.job = Job("compare", self._work, bench.jobs)
-        self._job_panel = JobPanel(self.job)
-        self._job_panel.start_button.description = "Compare"
+        self._job_panel = JobPanel(self.job, action="Compare", next_action="Compare")
         self._note = ipywidgets.HTML()
         self._place = ipywidgets.VBox([ipywidgets.HTML(_NOTHING_YET)])
         self._diff_panel: LayerDiffPanel | None = None

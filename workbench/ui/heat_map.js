@@ -1,5 +1,5 @@
 // A heat map whose cells can be chosen with the mouse or the arrow keys and Enter. Python sends colours, not numbers.
-const SHAPE = ["rows", "columns", "row_groups", "axes"];
+const SHAPE = ["rows", "columns", "row_groups", "axes", "names_rows"];
 const CONTENT = ["colors", "texts", "marks", "label"];
 const LABEL_PX = 22;
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -19,9 +19,10 @@ function render({ model, el }) {
 
   // The frame: made anew only when rows or columns are others, so that the focus and the cursor stay.
   function build() {
-    const [rows, columns, groups, axes] = SHAPE.map((trait) => model.get(trait));
+    const [rows, columns, groups, axes, namesRows] = SHAPE.map((trait) => model.get(trait));
     root.replaceChildren();
     root.style.gridTemplateColumns = `max-content repeat(${columns.length}, minmax(4px, 1fr))`;
+    if (namesRows) make(root, "div", "wb-corner wb-rows-name", axes[0]);
     cells = rows.map((row, i) => {
       if (groups[i] && groups[i] !== groups[i - 1]) make(root, "div", "wb-row-group", groups[i]);
       const line = make(root, "div", "wb-row");

@@ -21,6 +21,7 @@ class HeatMap(anywidget.AnyWidget):
         rows, columns: labels. Where columns are narrow, only every few of their labels are written.
         row_groups: a heading per row, or empty: rows that follow each other with the same heading stand together.
         axes: what the rows are, and what the columns are.
+        names_rows: whether what the rows are is written above their labels: for labels that are numbers.
         colors, texts: one CSS colour and one tooltip per cell, row by row.
         marks: one of ``CELL_MARKS`` per cell, or empty for none; say in the tooltips and a legend what they mean.
         label: what the map shows, for screen readers.
@@ -34,6 +35,7 @@ class HeatMap(anywidget.AnyWidget):
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)
     row_groups = traitlets.List(traitlets.Unicode()).tag(sync=True)
     axes = traitlets.Tuple(traitlets.Unicode(), traitlets.Unicode(), default_value=("site", "layer")).tag(sync=True)
+    names_rows = traitlets.Bool(False).tag(sync=True)
     colors = traitlets.List(traitlets.Unicode()).tag(sync=True)
     texts = traitlets.List(traitlets.Unicode()).tag(sync=True)
     marks = traitlets.List(traitlets.Enum(CELL_MARKS)).tag(sync=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets
 
-from workbench.bench.job import Job
+from workbench.bench.job import ENDED, Job
 from workbench.ui.widget_tree import close_parts
 
 _STYLES = {"done": "success", "stopped": "warning", "failed": "danger"}
@@ -21,22 +21,33 @@ class JobPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
 
     Args:
         job: the job; or the title of one, which then does ``work``.
-        again: offers a button that starts it, once more too; leave it out where other buttons start jobs.
         work: called in a thread with ``report=``, a :data:`workbench.progress.Reporter`.
+        again: offers a button that starts it, once more too; leave it out where other buttons start jobs.
+        action: what that button says; "again" follows when the job has ended.
+        next_action: what it says then instead, where a next run is another one ("Compare").
 
     Attributes:
         job: the job that is shown.
     """
 
-    def __init__(self, job: Job | str, work: Callable[..., Any] | None = None, *, again: bool = True) -> None:
+    def __init__(
+        self,
+        job: Job | str,
+        work: Callable[..., Any] | None = None,
+        *,
+        again: bool = True,
+        action: str = "Start",
+        next_action: str = "",
+    ) -> None:
         if isinstance(job, str):
             if work is None:
                 raise TypeError("JobPanel needs a Job, or a title and a function")
             job = Job(job, work)
         self.job = job
         self.title = job.title
+        self._actions = action, next_action or f"{action} again"
         self.start_button = ipywidgets.Button(
-            description="Start", button_style="primary", tooltip=f"start: {job.title}", icon="play"
+            description=action, button_style="primary", tooltip=f"start: {job.title}", icon="play"
         )
         self.stop_button = ipywidgets.Button(
             description="Stop", disabled=True, tooltip=f"stop: {job.title}", icon="stop"
@@ -84,6 +95,7 @@ class JobPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         job = self.job
         busy = job.state in ("waiting", "running", "stopping")
         self.start_button.disabled, self.stop_button.disabled = busy, not busy or job.stop_asked
+        self.start_button.description = self._actions[job.state in ENDED]
         self.bar.bar_style = _STYLES.get(job.state, "")
         self.bar.value = job.share
         left = "" if job.remaining_s is None else f", about {job.remaining_s:.0f} s left"

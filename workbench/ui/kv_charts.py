@@ -141,7 +141,7 @@ def magnitudes_chart(picture: LayerPicture, head: int | None) -> Chart:
         if len(shown) > 1:
             marks.append(Rule("x", float(shown.max()), f"{letter} clip, largest", color))
     which = "all heads" if head is None else f"KV head {head}"
-    title = f"Layer {picture.layer}, {which}: magnitudes, and where they are clipped"
+    title = f"Layer {picture.layer}, {which}: magnitudes and their limits"
     return Chart(title, Axis("magnitude", "log"), Axis("values per octave", "log"), tuple(marks), _WIDTH, _HEIGHT)
 
 

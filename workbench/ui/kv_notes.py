@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 import pandas as pd
 
 from workbench.bench.bench import QUICK_LOOK, Bench
+from workbench.bench.kv_outliers import OutOfLine
 from workbench.bench.state import BenchState
 from workbench.evaluation.kv_table import KVMemory
 from workbench.recipe import Int8KVCache, Recipe
 from workbench.ui.kv_charts import GRANULARITIES, LayerPicture, clipped_text, name_of, percent
 
+_MOST_TOLD = 3  # layers that are out of line, in words
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -87,6 +90,35 @@ def about_layers(frame: pd.DataFrame) -> str:
             worst = int(frame["layer"].iloc[int(errors.to_numpy().argmax())])
             parts.append(f"{words}: median {percent(errors.median())}, worst {percent(errors.max())} in layer {worst}")
     return _line("All layers, " + "; ".join(parts) + ".") if parts else ""
+
+
+def about_outliers(found: Sequence[OutOfLine], frame: pd.DataFrame, how: Int8KVCache) -> str:
+    """Which layers are far out of line, why, and what to do; empty where none is."""
+    if not found:
+        return ""
+    other = next(name for name in GRANULARITIES if name != how.granularity)
+    told = [_outlier(each, float(frame.loc[frame["layer"] == each.layer, f"error_{other}"].iloc[0])) for each in found]
+    more = f"<br>{len(told) - _MOST_TOLD} more layers are as bad." if len(told) > _MOST_TOLD else ""
+    return f'<div class="wb-warning" role="status">{"<br>".join(told[:_MOST_TOLD])}{more}</div>'
+
+
+def _outlier(found: OutOfLine, other: float) -> str:
+    """One layer, and how much it errs with the other granularity."""
+    text = (
+        f"<b>Layer {found.layer} is far out of line:</b> attention's output errs by {percent(found.error)}, that of KV "
+        f"head {found.head} by {percent(found.head_error)}; the median of all layers is {percent(found.median)}. "
+    )
+    if not found.by_smoothing:
+        better = f"With the other choice of scales it errs by {percent(other)}. " if other < found.error / 2 else ""
+        return f"{text}{better}Its error by percentile stands below."
+    text += f"Smoothing of o makes the largest V there <b>{found.stored:.3g}</b>; calibrated: {found.calibrated:.3g}. "
+    if found.mended is not None and found.mended > found.error / 2:
+        return f"{text}Take o out of the groups that the recipe smooths; alpha 0 of this layer alone does not mend it."
+    mended = "" if found.mended is None else f", with which it errs by {percent(found.mended)}"
+    return (
+        f"{text}Leave o of this layer out of smoothing: alpha 0{mended} "
+        f"(<code>bench.set_alpha(0, &quot;{found.group}&quot;)</code>, or its slider in the alpha panel)."
+    )
 
 
 def about_errors(windows: int, length: int) -> str:

@@ -14,6 +14,7 @@ import traitlets
 
 from workbench.bench.bench import Bench
 from workbench.bench.kv_book import KVBook, kv_frame
+from workbench.bench.kv_outliers import out_of_line
 from workbench.bench.state import BenchState, Calibration
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.evaluation.kv_table import KVMemory, has_kv_histograms, hottest_layer, kv_layers, kv_memory
@@ -391,3 +392,5 @@ class KVScalesPanel(Panel):
         smoothed = smoothing is not None and smoothing.alpha_of(picture.layer, "o") is not None
         view.layer_note.value = kv_notes.about_layer(picture, divided=divided, smoothed=smoothed)
         view.layers_note.value = kv_notes.about_layers(frame)
+        view.warning.value = kv_notes.about_outliers(out_of_line(book, self._how, smoothing), frame, self._how)
+        view.maps.show_smoothed([book.smoothed_values(int(layer), smoothing) for layer in frame["layer"]])

@@ -9,7 +9,7 @@ import ipywidgets
 
 from workbench.recipe import Int8KVCache
 from workbench.ui.chart import Chart
-from workbench.ui.chart_view import ChartView
+from workbench.ui.chart_view import ChartView, share_of_row
 from workbench.ui.kv_charts import GRANULARITIES
 from workbench.ui.kv_maps import KVMaps
 from workbench.ui.kv_study_box import KVStudyBox
@@ -31,6 +31,7 @@ class KVView:
         layer, head: what the charts show; ``ALL_HEADS`` for all together.
         depth, curve, heads, magnitudes: the charts.
         heading, choice_note, memory, layer_note, layers_note, errors_note, missing: sentences.
+        warning: layers whose error is far out of line.
         study: the job that collects what errors need.
     """
 
@@ -54,7 +55,7 @@ class KVView:
             description="Percentile that a scale covers",
             tooltip="the share of calibrated magnitudes that a scale covers, in percent; the rest is clipped",
             style=_WIDE,
-            layout={"width": "560px"},
+            layout={"flex": "1 1 300px", "max_width": "560px"},
         )
         self.field = LimitedFloat(
             100.0,
@@ -66,6 +67,7 @@ class KVView:
             layout={"width": "92px"},
         )
         self.field.add_class("wb-unseen-label")  # it stands beside the slider
+        self.field.note.layout.flex = "0 0 110px"  # its place is kept: what follows stays where it is
         self.maps = KVMaps(chosen)
         self.layer = ipywidgets.IntSlider(
             0, min=0, max=0, description="Layer", tooltip="the layer that the charts show", layout={"width": "440px"}
@@ -78,11 +80,10 @@ class KVView:
             layout={"width": "160px"},
         )
         self.depth, self.curve, self.heads, self.magnitudes = (
-            ChartView(clickable=clickable, layout={"flex": "1 1 480px", "min_width": "300px"})
-            for clickable in (True, True, True, False)
+            ChartView(clickable=clickable, layout=share_of_row(400)) for clickable in (True, True, True, False)
         )
         self.heading, self.choice_note, self.memory, self.missing = (ipywidgets.HTML() for _ in range(4))
-        self.layer_note, self.layers_note, self.errors_note = (ipywidgets.HTML() for _ in range(3))
+        self.layer_note, self.layers_note, self.errors_note, self.warning = (ipywidgets.HTML() for _ in range(4))
         self.study = study
         for widget, name in ((self.stored, "stored"), (self.slider, "slider"), (self.field, "field")):
             widget.add_class(f"wb-kv-{name}")
@@ -102,8 +103,12 @@ class KVView:
     def below(self) -> list[Any]:
         """What follows the status line."""
         self.place = ipywidgets.HBox([self.layer, self.head], layout=_WRAP)
-        charts = ipywidgets.HBox(self.charts, layout={"flex_flow": "row wrap"})
-        self.errors = ipywidgets.VBox([self.place, self.layer_note, charts, self.layers_note, self.errors_note])
+        wrap = {"flex_flow": "row wrap"}
+        pairs = [ipywidgets.HBox(pair, layout=wrap | share_of_row(810)) for pair in (self.charts[:2], self.charts[2:])]
+        charts = ipywidgets.HBox(pairs, layout=wrap)  # one, two or four in a row, never three
+        self.errors = ipywidgets.VBox(
+            [self.warning, self.place, self.layer_note, charts, self.layers_note, self.errors_note]
+        )
         return [self.maps, self.errors]
 
     def show_choice(self, how: Int8KVCache, *, int8: bool) -> None:

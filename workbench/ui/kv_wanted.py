@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from workbench.bench.kv_book import KVBook
+from workbench.bench.kv_outliers import compute_mended
 from workbench.evaluation.kv_table import has_kv_histograms, kv_layers
 from workbench.progress import ProgressEvent, Reporter
 from workbench.quantization.kv_error import DEFAULT_PERCENTILES
@@ -52,7 +53,7 @@ class Wanted:
         return dataclasses.replace(picture, now=now, curves=curves)
 
     def compute_rest(self, report: Reporter) -> None:
-        """The layer with the other granularity and at every percentile, then all other layers.
+        """The layer with the other granularity and at every percentile, then all others, and what mends the worst.
 
         Raises:
             Cancelled: the reporter stopped it; what was computed is kept.
@@ -68,3 +69,4 @@ class Wanted:
             for name in names:
                 report(ProgressEvent("layers", done, len(layers), "layers"))
                 book.error(layer, Int8KVCache(name, self.how.percentile), self.smoothing)
+        compute_mended(book, self.how, self.smoothing)

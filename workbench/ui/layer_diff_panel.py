@@ -24,7 +24,7 @@ from workbench.progress import Reporter
 from workbench.recipe import SITES
 from workbench.ui.cell_colors import METRIC_VIEWS, ColoredCells, MetricView, badness, color_cells, scale_gradient
 from workbench.ui.chart import draw
-from workbench.ui.chart_view import ChartView
+from workbench.ui.chart_view import ChartView, share_of_row
 from workbench.ui.heat_map import HeatMap
 from workbench.ui.job_panel import JobPanel
 from workbench.ui.layer_diff_charts import depth_chart, error_chart, place_in_depth, tap_in_depth, value_chart
@@ -77,7 +77,7 @@ class LayerDiffPanel(Panel):
     def _make_widgets(self) -> None:
         words: dict[str, Any] = {"style": {"description_width": "initial"}}
         self._title, self._verdict, self._words, self._scale = (ipywidgets.HTML() for _ in range(4))
-        self._depth, self._map = ChartView(), HeatMap()
+        self._depth, self._map = ChartView(layout={"width": "auto"}), HeatMap()
         self._metrics = ipywidgets.Dropdown(
             options=[(view.label, name) for name, view in METRIC_VIEWS.items()], description="Map shows", **words
         )
@@ -90,7 +90,7 @@ class LayerDiffPanel(Panel):
                 ("First divergence", "where the models part: the first tap beyond rounding"),
             )
         )
-        self._values, self._errors = ChartView(clickable=False), ChartView(clickable=False)
+        self._values, self._errors = (ChartView(clickable=False, layout=share_of_row(400)) for _ in range(2))
         self._tokens, self._job_place = TokenErrorBox(), ipywidgets.VBox()
         named = {"wb-depth": self._depth, "wb-map": self._map, "wb-metrics": self._metrics, "wb-tap": self._words}
         for name, widget in (named | {"wb-tap-values": self._values, "wb-tap-errors": self._errors}).items():
@@ -111,9 +111,10 @@ class LayerDiffPanel(Panel):
                 self.diff = judged
             return judged
 
-        self._job = JobPanel(Job("rerun in float64", work, None if self._state is None else self._state.jobs))
+        job = Job("rerun in float64", work, None if self._state is None else self._state.jobs)
+        self._job = JobPanel(job, action="Rerun in float64", next_action="Rerun in float64")
         button = self._job.start_button
-        button.description, button.layout.width = "Rerun in float64", "auto"
+        button.layout.width = "auto"
         button.tooltip = "run both models again in float64 on one window: tells a fault from rounding"
         put(self._job_place, self._job)
 

@@ -125,8 +125,7 @@ class PlaygroundPanel(Panel):
         self._shown_at, self._busy = 0.0, False
         self._make_question(bench, chosen)
         self.job = Job("answer", self._work, bench.jobs)
-        self._job_panel = JobPanel(self.job)
-        self._job_panel.start_button.description = "Generate"
+        self._job_panel = JobPanel(self.job, action="Generate", next_action="Generate")
         self._columns = [_ColumnBox(number) for number in range(KEPT_OPEN)]
         self.view = ipywidgets.ToggleButtons(
             options=[ANSWERS, ALONG], tooltips=["each model's own text", "one text for all"]

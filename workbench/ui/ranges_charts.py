@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from workbench.evaluation.palette import AFTER, BEFORE, KV, MISSING, RATIO_MAP
+from workbench.evaluation.palette import AFTER, BEFORE, KV, RATIO_MAP, RATIO_MEANING
 from workbench.evaluation.range_table import (
     SITES,
     Values,
@@ -27,7 +27,7 @@ from workbench.evaluation.range_table import (
     shown_histogram,
 )
 from workbench.quantization.ranges import PERCENTILES, ActivationRanges
-from workbench.ui.cell_colors import MetricView, color_cells, value_text
+from workbench.ui.cell_colors import MetricView, value_text
 from workbench.ui.chart import Axis, Bars, Chart, Line, Mark, Rule, kept_points
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ RANGE_VIEWS: dict[str, MetricView] = {
 # The LM head comes after the last layer.
 HEAD = "head"
 CHART_WIDTH, CHART_HEIGHT = 352, 290
+_FIGURE_WIDTH = 1050
 _SHORT = 16
 # Names of heads beside each other: more would not fit.
 MOST_HEAD_TICKS = 16
@@ -137,7 +138,8 @@ def range_map(table: pd.DataFrame, metric: str, view: MetricView) -> RangeMap:
 def ratio_view(metric: str, names: tuple[str, str]) -> MetricView:
     """How a ratio of two sets of ranges is coloured: white where it is 1."""
     label = f"{names[1]} / {names[0]}, {RANGE_VIEWS[metric].label}"
-    return MetricView(label, "", colors=RATIO_MAP, center=1.0, nan_is_missing=True)
+    meaning = RATIO_MEANING.format(center=1)
+    return MetricView(label, "", colors=RATIO_MAP, center=1.0, nan_is_missing=True, meaning=meaning)
 
 
 def close_up(place: str, seen: Sequence[Seen]) -> list[Chart]:
@@ -150,28 +152,17 @@ def per_head(place: str) -> bool:
     return place.rpartition(".")[2] in KV
 
 
-def draw_all(cells: RangeMap, place: str, seen: Sequence[Seen]) -> Figure:
-    """The map above, the close-up below, by matplotlib."""
-    from matplotlib.colors import to_rgb
+def draw_all(cells: RangeMap, place: str, seen: Sequence[Seen], note: str = "") -> Figure:
+    """The map above with its colour bar and a note under it, the close-up below, by matplotlib."""
+    from workbench.ui.chart_figure import Picture, draw_rows, rows_height
+    from workbench.ui.ranges_figure import draw_map
 
-    from workbench.ui.chart_figure import Picture, draw_rows
-
-    figure = Picture(figsize=(10.5, 1.2 + 0.26 * len(cells.sites) + 3.2), layout="constrained", facecolor="white")
-    (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[0.8 + 0.26 * len(cells.sites), 3.2])
-    axes = above.subplots()
-    colors = color_cells(cells.values, cells.view)
-    pixels = [[to_rgb("white" if color == MISSING else color) for color in row] for row in colors.colors]
-    axes.imshow(pixels, aspect="auto", interpolation="nearest")
-    axes.set_yticks(range(len(cells.sites)), cells.sites, fontsize=8)
-    step = -(-len(cells.columns) // 30)
-    axes.set_xticks(range(0, len(cells.columns), step), cells.columns[::step], fontsize=8)
-    axes.set_xlabel("layer", fontsize=9)
-    ends = "" if colors.best is None or colors.worst is None else f", {colors.best:.3g} to {colors.worst:.3g}"
-    axes.set_title(f"{cells.view.label}{ends}", fontsize=10)
-    row, column = cells.cell_of(place)
-    if row >= 0:
-        axes.plot([column], [row], marker="s", markersize=9, markerfacecolor="none", color="#d81b60", markeredgewidth=2)
-    draw_rows(below, [dataclasses.replace(chart, width=520) for chart in close_up(place, seen)])
+    charts = [dataclasses.replace(chart, width=_FIGURE_WIDTH // 2) for chart in close_up(place, seen)]
+    heights = [0.85 + 0.26 * len(cells.sites) + (0.2 if note else 0), rows_height(charts)]
+    figure = Picture(figsize=(_FIGURE_WIDTH / 100, sum(heights)), layout="constrained", facecolor="white")
+    (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
+    draw_map(above, cells, place, note)
+    draw_rows(below, charts)
     return figure
 
 

@@ -16,12 +16,12 @@ from workbench.evaluation.range_table import hottest_place, linear_of, place_of,
 from workbench.quantization.ranges import ActivationRanges
 from workbench.ui.calibrate_box import CalibrateBox
 from workbench.ui.cell_colors import color_cells
-from workbench.ui.chart_view import ChartView
+from workbench.ui.chart_view import ChartView, share_of_row
 from workbench.ui.heat_map import HeatMap
 from workbench.ui.panel import Panel, from_user, shows_errors
 from workbench.ui.ranges_charts import RANGE_VIEWS, RangeMap, Seen, chosen_table, close_up, draw_all, range_map
 from workbench.ui.ranges_comparisons import SMOOTHING, Comparisons, title, while_wanted
-from workbench.ui.ranges_texts import SHOWS, button_names, describe, heading, outliers_table, require_known
+from workbench.ui.ranges_texts import SHOWS, button_names, describe, heading, outliers_table, require_known, why_larger
 from workbench.ui.scale_legend import ScaleLegend
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class RangesPanel(Panel):
         """The map and the chosen place."""
         if self._map is None or not self.place:
             return None
-        return draw_all(self._map, self.place, self._both)
+        return draw_all(self._map, self.place, self._both, why_larger(self.shows, self.metric, self._both))
 
     @property
     def channels(self) -> pd.DataFrame:
@@ -143,7 +143,7 @@ class RangesPanel(Panel):
         self._scale, self._about = ScaleLegend(), ipywidgets.HTML()
         self._cells = HeatMap()
         self._places = ipywidgets.Dropdown(description="Close up", style=_WIDE, layout={"width": "330px"})
-        self._histogram, self._maxima = ChartView(clickable=False), ChartView(clickable=False)
+        self._histogram, self._maxima = (ChartView(clickable=False, layout=share_of_row(270)) for _ in range(2))
         self._table = ipywidgets.HTML()
         self._box = CalibrateBox(self._bench) if self._bench is not None else None
         for widget, name in (
@@ -381,13 +381,13 @@ class RangesPanel(Panel):
         cells = color_cells(self._map.values, view)
         with self.drawing, self.showing():
             self._metrics.value, self._shows.value = self.metric, self.shows
-            self._shows.disabled = other is None
+            self._shows.layout.display = "none" if other is None else ""  # there is one map
             with self._cells.hold_sync():
                 self._cells.rows, self._cells.columns = self._map.sites, self._map.columns
                 self._cells.row_groups, self._cells.label = self._map.groups, view.label
                 self._cells.texts, self._cells.colors = self._map.texts(), list(cells.colors.flat)
                 self._cells.selected = self._map.cell_of(self.place)
-        self._scale.show(cells, view)
+        self._scale.show(cells, view, note=why_larger(self.shows, self.metric, self._both))
 
     def _show_place(self) -> None:
         if self._seen is None or self._map is None or not self.place:

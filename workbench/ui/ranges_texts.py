@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.bench.bench import QUICK_LOOK
 from workbench.bench.state import Calibration
 from workbench.errors import WorkbenchError, nearest
-from workbench.evaluation.range_table import top_channels
+from workbench.evaluation.range_table import ratio_table, top_channels
 from workbench.ui.cell_colors import value_text
 from workbench.ui.ranges_charts import RANGE_VIEWS, Seen, per_head
 from workbench.ui.ranges_comparisons import AFTER_SMOOTHING, SMOOTHING, title
 
 SHOWS = ("this", "other", "ratio")
+# The table of channels has so many rows; or one for each channel, where there are not many more.
+FEW_LISTED, MOST_LISTED = 8, 12
+_VALUE_SITE = "V"
+# A cell that is so much larger is orange to the eye.
+_GROWN = 1.5
 _SAID = ("absmax", "outlier_ratio")
 
 
@@ -69,21 +76,53 @@ def describe(seen: Sequence[Seen], place: str) -> str:
     return "; ".join(words)
 
 
+def why_larger(shows: str, metric: str, seen: Sequence[Seen]) -> str:
+    """Why smoothing has made some places of the map larger, where it did; empty where there is nothing to explain.
+
+    Args:
+        shows: one of ``SHOWS``.
+        metric: what the map shows.
+        seen: before and after.
+    """
+    if (shows, metric, len(seen)) != ("ratio", "absmax", 2) or seen[1].name != AFTER_SMOOTHING:
+        return ""
+    ratios = ratio_table(seen[0].table, seen[1].table)
+    values = ratios[ratios["site"] == _VALUE_SITE]
+    largest = values["absmax"].max()
+    if values.empty or not largest >= _GROWN:
+        return ""
+    layer = values["layer"].iloc[int(values["absmax"].argmax())]
+    return (
+        f"V, and with it qkv output, becomes up to {value_text(largest, RANGE_VIEWS['absmax'])} times as large "
+        f"(layer {layer}): smoothing divides V by the scales of o, below 1 where o's input is small."
+    )
+
+
 def outliers_table(seen: Sequence[Seen], place: str) -> str:
-    """The largest channels as a small table."""
-    top = top_channels(seen[0].ranges, place)
+    """The largest channels as a small table; all of them where they are few."""
+    count = len(seen[0].channel_values(place))
+    top = top_channels(seen[0].ranges, place, count if count <= MOST_LISTED else FEW_LISTED)
     columns = {
         "": [html.escape(name) for name in top["name"]],
-        "largest": [f"{value:.4g}" for value in top["absmax"]],
+        "largest": _figures(top["absmax"]),
         "× median": ["" if pd.isna(value) else f"{value:.1f}" for value in top["times_median"]],
     }
     if len(seen) > 1:
         other = seen[1].channel_values(place)
         name = "after" if seen[1].name == AFTER_SMOOTHING else "other"
-        columns[name] = [f"{other[channel]:.4g}" for channel in top["channel"]]
+        columns[name] = _figures([other[channel] for channel in top["channel"]])
     head = "".join(f"<th>{each}</th>" for each in columns)
     rows = "".join(
         "<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in zip(*columns.values(), strict=True)
     )
     what = "heads" if per_head(place) else "channels"
-    return f'<table class="wb-table"><caption>Largest {what}</caption><tr>{head}</tr>{rows}</table>'
+    said = f"All {count} {what}" if len(top) == count else f"{len(top)} largest of {count:,} {what}"
+    return f'<table class="wb-table"><caption>{said}</caption><tr>{head}</tr>{rows}</table>'
+
+
+def _figures(values: Iterable[float]) -> list[str]:
+    """The numbers of one column, all with as many decimals: as many as give the smallest one three digits."""
+    known = np.asarray(list(values), dtype=np.float64)
+    sizes = np.abs(known[np.isfinite(known) & (known != 0)])
+    decimals = max(0, 2 - math.floor(math.log10(sizes.min()))) if len(sizes) else 0
+    return [f"{value:,.{decimals}f}" for value in known]

@@ -13,7 +13,7 @@ from workbench.errors import LimitError
 from workbench.evaluation.layer_diff import LayerDiff
 from workbench.ui.cell_colors import METRIC_VIEWS, color_cells
 from workbench.ui.chart import Chart
-from workbench.ui.chart_view import ChartView
+from workbench.ui.chart_view import ChartView, share_of_row
 from workbench.ui.layer_diff_charts import token_chart
 from workbench.ui.panel import Panel, from_user, shows_errors
 from workbench.ui.token_marks import flowing, visible
@@ -38,10 +38,10 @@ class TokenErrorBox(Panel):
         self._windows = ipywidgets.Dropdown(
             description="Window", style={"description_width": "initial"}, layout={"width": "150px"}
         )
-        self._chart, self._text = ChartView(), TokenText("tokens of the window, underlined by their error")
-        self._table = ipywidgets.HTML()
+        self._chart = ChartView(layout=share_of_row(440, grow=3))
+        self._text = TokenText("tokens of the window, underlined by their error")
+        self._table = ipywidgets.HTML(layout=share_of_row(360, grow=2))
         self._note = ipywidgets.HTML()
-        self._table.layout.width = "400px"
         for name, widget in (("wb-token-errors", self._chart), ("wb-token-worst", self._table)):
             widget.add_class(name)
         head = ipywidgets.HBox([self._windows, self._note], layout={"flex_flow": "row wrap"})

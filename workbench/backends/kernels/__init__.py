@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 from workbench.errors import BackendError
 
@@ -30,12 +31,13 @@ class NoGpuError(BackendError):
         self.reason = reason
 
 
-def require_gpu(what: str, otherwise: str = ON_THE_CPU) -> None:
+def require_gpu(what: str, otherwise: str | Callable[[], str] = ON_THE_CPU) -> None:
     """Refuse what needs these kernels on a machine that cannot run them; imports torch, but not Triton.
 
     Args:
         what: is asked for, as the subject of "needs an NVIDIA GPU".
-        otherwise: what can be done without a GPU, as the message should say it; empty where nothing can.
+        otherwise: what can be done without a GPU, as the message should say it; empty where nothing can. May be a
+            function, which is called where the message is needed.
 
     Raises:
         NoGpuError: torch finds no CUDA device, or one that is too old, or Triton or NVRTC is not installed.
@@ -67,5 +69,6 @@ def require_gpu(what: str, otherwise: str = ON_THE_CPU) -> None:
         )
 
 
-def _fix(otherwise: str, machine: str) -> str:
-    return f"{otherwise}, or use {machine}" if otherwise else f"use {machine}"
+def _fix(otherwise: str | Callable[[], str], machine: str) -> str:
+    told = otherwise if isinstance(otherwise, str) else otherwise()
+    return f"{told}, or use {machine}" if told else f"use {machine}"
