@@ -87,7 +87,7 @@ def test_plain_numbers(value, text):
 
 
 def test_numbers_with_a_format():
-    assert value_text(0.01234, METRIC_VIEWS["relative_l2"]) == "1.23e-02"
+    assert value_text(0.01234, METRIC_VIEWS["relative_l2"]) == "0.0123"
     assert value_text(math.inf, METRIC_VIEWS["snr_db"]) == "infinite (exact)"
     assert value_text(math.inf, METRIC_VIEWS["relative_l2"]) == "inf"
 

@@ -32,7 +32,7 @@ def test_a_line_per_site_and_the_limit(make_diff):
     error = diff.frame.set_index("tap").loc[TAP, "relative_l2"]
     down = next(line for line in lines if line.label == "mlp.down")
     assert down.y[1] == error
-    assert down.texts[1] == f"{TAP}\nrelative L2 error {error:.2e}"
+    assert down.texts[1] == f"{TAP}\nrelative L2 error {error:.3g}"
     limit, first = (mark for mark in chart.marks if isinstance(mark, Rule))
     assert (limit.axis, limit.at, limit.dash) == ("y", DIVERGENCE["float16"], True)
     assert (first.axis, first.at) == ("x", 1)
@@ -82,7 +82,7 @@ def test_an_error_per_token(make_diff):
     chart = token_chart(diff, TAP, 1)
     assert np.array_equal(chart.marks[0].y, diff.per_token.of(TAP)[1].numpy())
     assert chart.marks[0].texts[4].startswith("token 4: j\nrelative L2 error")
-    assert "window 2" in chart.title
+    assert "window 1" in chart.title
 
 
 def test_every_chart_is_a_picture_too(make_diff):

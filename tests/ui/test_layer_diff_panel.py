@@ -120,10 +120,10 @@ def test_a_tap_of_the_whole_model_leaves_no_cell_marked(panel):
 def test_the_words_have_every_metric(panel):
     panel.selected = "layers.0.mlp.act"
     row = panel.frame.set_index("tap").loc["layers.0.mlp.act"]
-    assert f"relative L2 error {row['relative_l2']:.2e}" in panel.description
+    assert f"relative L2 error {row['relative_l2']:.3g}" in panel.description
     assert f"signal to noise [dB] {row['snr_db']:.1f}" in panel.description
     assert f"cosine {row['cosine']:.6f}" in panel.description
-    assert f"largest absolute error {row['max_abs']:.2e}" in panel.description
+    assert f"largest absolute error {row['max_abs']:.3g}" in panel.description
 
 
 def test_another_metric_colours_the_map_anew(panel):
@@ -291,7 +291,7 @@ def test_a_rerun_in_float64_brings_its_verdict(make_diff):
     panel._job.job.wait(10)
     assert asked == [diff]
     assert "every difference is rounding" in panel._verdict.value
-    assert "in float64 0.00e+00" in panel.description
+    assert "in float64 0<" in panel.description
     assert np.all(panel.frame["float64"] == 0)
 
 

@@ -42,10 +42,10 @@ class MetricView:
 
 
 METRIC_VIEWS: dict[str, MetricView] = {
-    "relative_l2": MetricView("relative L2 error", ".2e"),
+    "relative_l2": MetricView("relative L2 error", ".3g"),
     "cosine": MetricView("cosine", ".6f", from_one=True),
     "snr_db": MetricView("signal to noise [dB]", ".1f", log=False, sign=-1),
-    "max_abs": MetricView("largest absolute error", ".2e"),
+    "max_abs": MetricView("largest absolute error", ".3g"),
 }
 
 

@@ -27,7 +27,7 @@ def depth_chart(diff: LayerDiff) -> Chart:
         color, marker = SITE[site]
         values = grid.loc[site].to_numpy(dtype=float)
         texts = [
-            f"{layer_tap(int(layer), site)}\nrelative L2 error {value:.2e}"
+            f"{layer_tap(int(layer), site)}\nrelative L2 error {value:.3g}"
             for layer, value in zip(layers, values, strict=True)
         ]
         lines.append(Line(layers, values, site, color, marker=marker, texts=texts))
@@ -132,12 +132,12 @@ def token_chart(diff: LayerDiff, tap: str, window: int) -> Chart:
         errors,
         color=PRECISION[diff.precision],
         texts=[
-            f"token {position}: {visible(text)}\nrelative L2 error {error:.2e}"
+            f"token {position}: {visible(text)}\nrelative L2 error {error:.3g}"
             for position, text, error in zip(positions, texts, errors, strict=True)
         ],
     )
     return Chart(
-        f"{tap}: error of every token of window {window + 1}",
+        f"{tap}: error of every token of window {window}",
         Axis("position in the window [tokens]"),
         Axis("relative L2 error", "log"),
         [line],

@@ -307,7 +307,7 @@ class LayerDiffPanel(Panel):
         words.append(f"reference RMS {row['reference_rms']:.3g}")
         for name, text in (("float64", "in float64"), ("float64_same_weights", "in float64 with the same weights")):
             if name in row and not math.isnan(row[name]):
-                words.append(f"{text} {row[name]:.2e}")
+                words.append(f"{text} {row[name]:.3g}")
         return f"<b>{html.escape(tap)}</b>: {'; '.join(words)}"
 
     def _draw_map(self) -> None:

@@ -70,7 +70,7 @@ class TokenErrorBox(Panel):
             return
         if len(self._windows.options) != known:
             with self.showing():
-                self._windows.options = [(f"{number + 1} of {diff.windows}", number) for number in range(known)]
+                self._windows.options = [(f"{number}, of {diff.windows}", number) for number in range(known)]
         if self.window >= known:
             self.window = 0
         self._shown = (diff, tap)
@@ -157,8 +157,8 @@ def _worst_table(diff: LayerDiff, tap: str) -> str:
 
 def _worst_row(row: dict[Any, Any]) -> str:
     here = f'<span class="wb-here">{html.escape(visible(row["text"]))}</span>'
-    place = f"{row['window'] + 1}: {row['position']}"
-    figures = f'<td class="wb-figure">{row["relative_l2"]:.2e}</td><td class="wb-figure">{place}</td>'
+    place = f"{row['window']}: {row['position']}"
+    figures = f'<td class="wb-figure">{row["relative_l2"]:.3g}</td><td class="wb-figure">{place}</td>'
     return f"<tr>{figures}<td>{_cell(row['before'])}{here}{_cell(row['after'])}</td></tr>"
 
 
