@@ -178,6 +178,34 @@ def _left(box):
     return box["x"]
 
 
+# How near, in px, a drawn line comes to the box of a name; 0 where it runs through it.
+DISTANCE = """() => {
+  const box = document.querySelector(".wb-chart-name").getBoundingClientRect();
+  const line = document.querySelector(".wb-chart-plot svg path[stroke-width='1.75']");
+  const toPage = line.getScreenCTM();
+  const places = Array.from({ length: 2001 }, (_, i) => line.getPointAtLength((line.getTotalLength() * i) / 2000));
+  return Math.min(...places.map((place) => {
+    const { x, y } = place.matrixTransform(toPage);
+    return Math.hypot(Math.max(box.left - x, 0, x - box.right), Math.max(box.top - y, 0, y - box.bottom));
+  }));
+}"""
+
+
+@pytest.mark.parametrize("height", [0.28, 0.2, 0.12, 0.05])
+def test_the_name_of_a_line_across_keeps_off_the_curve(page, height):
+    alphas = np.linspace(0, 1, 21)
+    marks = [
+        Line(alphas, 0.02 + 0.5 * (alphas - 0.6) ** 2, marker="o"),
+        Rule("y", height, "not smoothed: 1.74 %", dash=True),
+    ]
+    valley = Chart(
+        "t", Axis("alpha", low=0, high=1), Axis("error", "log", low=0.02, high=0.4), marks, width=380, height=260
+    )
+    show(page, ChartView(valley))
+    assert page.locator(".wb-chart-name").count() == 1
+    assert page.evaluate(DISTANCE) > 1
+
+
 def heat_map(**traits):
     rows, columns = ["qkv input", "down input"], [str(layer) for layer in range(80)]
     count = len(rows) * len(columns)

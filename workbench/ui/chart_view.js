@@ -1,9 +1,8 @@
-// A chart in SVG, from the description that chart_view.py sends. Scales and ticks stand in chart_axes.js.
+// A chart in SVG, from the description that chart_view.py sends. Scales and ticks stand in chart_axes.js, rules and names in chart_names.js.
 const SVG = "http://www.w3.org/2000/svg";
 const TEXT_COLOR = "var(--jp-ui-font-color1, currentColor)";
 const REACH_PX = 40;
 const MANY_POINTS = 300;
-const NAME_AIR_PX = 3; // on either side of a name: two that touch read as one word
 const pen = document.createElement("canvas").getContext("2d");
 pen.font = "12px sans-serif";
 
@@ -91,49 +90,6 @@ function drawBars(group, mark, { x, y, half }, plot) {
       .map((i) => `M${x[i] - half} ${plot.base}V${y[i]}h${2 * half}V${plot.base}z`);
     shape(group, "path", { d: d.join(""), fill: paint(color) });
   }
-}
-
-const overlaps = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-
-// Names and rules' labels keep out of each other's way: the first free place of a few.
-function nameAt(plot, text, x, y) {
-  const width = textWidth(text);
-  const sides = [[x + 6, y - 4], [x + 6, y + 14], [x - 6 - width, y - 4], [x - 6 - width, y + 14]];
-  const further = [18, -18, 32, -32, 46].flatMap((down) => [[x + 6, y - 4 + down], [x - 6 - width, y - 4 + down]]);
-  for (const [left, baseline] of [...sides, ...further]) {
-    const box = { left: left - NAME_AIR_PX, right: left + width + NAME_AIR_PX, top: baseline - 11, bottom: baseline + 3 };
-    const inside = left >= plot.left && left + width <= plot.right && box.top >= plot.top && box.bottom <= plot.bottom;
-    if (inside && !plot.taken.some((other) => overlaps(box, other))) {
-      plot.taken.push(box);
-      shape(plot.names, "text", { x: left, y: baseline, class: "wb-chart-name" }, text);
-      return true;
-    }
-  }
-  return false;
-}
-
-function drawRule(group, mark, at, plot) {
-  const across = mark.axis === "x" ? { x1: at, x2: at, y1: plot.top, y2: plot.bottom } : { x1: plot.left, x2: plot.right, y1: at, y2: at };
-  const dash = mark.dash ? { "stroke-dasharray": "4 4" } : {};
-  shape(group, "line", { ...across, stroke: paint(mark.color), "stroke-width": 1.25, ...dash });
-}
-
-function nameRule(mark, at, plot) {
-  const [x, y] = mark.axis === "x" ? [at, plot.top + 16] : [plot.right - textWidth(mark.label) - 10, at];
-  if (nameAt(plot, mark.label, x, y)) return;
-  plot.taken = plot.taken.filter((box) => !box.line); // between lines that stand close a name may cross one
-  nameAt(plot, mark.label, x, y);
-}
-
-// Labels are written when every line is there, so that they can keep away from the others' lines.
-function drawRules(group, marks, scales, plot) {
-  const places = marks.filter((mark) => mark.kind === "rule" && mark.at !== null).map((mark) => [mark, scales[mark.axis].at(mark.at)]);
-  const rules = places.filter(([, at]) => Number.isFinite(at));
-  rules.forEach(([mark, at]) => drawRule(group, mark, at, plot));
-  const lines = rules.filter(([mark]) => mark.axis === "x");
-  plot.taken.push(...lines.map(([, at]) => ({ left: at - 2, right: at + 2, top: plot.top, bottom: plot.bottom, line: true })));
-  rules.filter(([mark]) => mark.label).forEach(([mark, at]) => nameRule(mark, at, plot));
-  plot.taken = plot.taken.filter((box) => !box.line);
 }
 
 // ---- axes
@@ -296,6 +252,7 @@ function render({ model, el }) {
     if (spec.diagonal) drawDiagonal(inside, scales);
     placed = placePoints(marks, scales, plot);
     const painters = { line: drawLine, points: drawPoints, bars: drawBars };
+    plot.curves = placed.filter((points, m) => marks[m].kind === "line" && !marks[m].fill);
     drawRules(inside, marks, scales, plot);
     marks.forEach((mark, m) => mark.kind !== "rule" && painters[mark.kind](inside, mark, placed[m], plot));
     overlay = shape(svg, "g", {});

@@ -38,7 +38,7 @@ class ChartView(anywidget.AnyWidget):
         spec: what the browser is sent.
     """
 
-    _esm = joined("elements.js", "chart_axes.js", "chart_view.js")
+    _esm = joined("elements.js", "chart_axes.js", "chart_names.js", "chart_view.js")
     _css = joined("chart_view.css")
 
     spec = traitlets.Dict().tag(sync=True)
