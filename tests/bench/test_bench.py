@@ -302,6 +302,13 @@ def test_the_model_of_a_recipe_that_is_taken_away_is_found_from_anywhere(random_
     assert bench.recipe.model == str(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", ["~/nothing-here", "internlm/internlm-7b"])
+def test_a_model_that_is_not_there_is_called_as_it_was_given(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"^{name} is no folder; give a model's folder, or its name to"):
+        Bench(name, cache_dir=tmp_path / "cache")
+
+
 def test_any_recipe_that_is_taken_is_of_the_benches_model(bench):
     bench.recipe = Recipe(dtype="float32")
     assert bench.recipe.model == str(bench.model_dir)

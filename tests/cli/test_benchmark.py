@@ -112,6 +112,12 @@ def test_flags_of_the_gpu_without_one_are_refused_before_anything_is_timed(
         ((), 24, "internlm2-1.8b --modes float32 bfloat16 int8 float16 --threads 2"),
         ((), 12, "internlm2-1.8b --modes bfloat16 int8 float16 --threads 2"),
         (("--modes", "int8"), 6, "internlm-7b --n_layer 1 --modes int8 --threads 2"),
+        ((), 4, "internlm2-1.8b --n_layer 6 --modes bfloat16 --threads 2"),
+        (
+            ("--n_layer", "2", "--n_positions", "300"),
+            1000,
+            "internlm-7b --n_layer 2 --n_positions 300 --prefill_len 300 --threads 2",
+        ),
         ((), 0.1, None),
     ],
 )

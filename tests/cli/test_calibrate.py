@@ -11,7 +11,7 @@ import pytest
 
 from workbench.checkpoint.huggingface import HFCheckpoint
 from workbench.cli.main import main
-from workbench.quantization import calibration
+from workbench.quantization import calibration, calibration_data
 from workbench.quantization.calibration import load_rows
 from workbench.quantization.ranges import ActivationRanges
 
@@ -147,13 +147,16 @@ def test_an_output_that_exists_is_refused_before_any_work(
 
 
 def test_who_is_asked_for_a_dataset_is_told(
-    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("calibrate", "--model_dir", str(tiny_model_dir), "-o", str(tmp_path / "out"), "--dataset")
-    assert main([*words, "some/name"]) == 2  # tests run offline
-    told = capsys.readouterr()
-    assert told.out == "asking the hub for some/name\n"
-    assert "dataset 'some/name' cannot be reached" in told.err
+    monkeypatch.setattr(calibration_data, "_hub_answers", lambda _: False)
+    for offline, said in ((False, "asking the hub for some/name\n"), (True, "")):
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", offline)
+        assert main([*words, "some/name"]) == 2
+        told = capsys.readouterr()
+        assert told.out == said
+        assert "dataset 'some/name' cannot be reached" in told.err
     assert main([*words, str(tmp_path)]) == 2
     assert capsys.readouterr().out == ""
 
@@ -167,3 +170,6 @@ def test_the_output_is_never_what_is_read(tiny_model_dir: Path, tmp_path: Path, 
         assert f"output {tiny_model_dir} is what it would be made from; give another output" in told
         told = refused("calibrate", "--model_dir", tiny_model_dir, "--text", text, "-o", text.parent, *force)
         assert f"output {text.parent} holds {text}, which it would be made from; give another output" in told
+        for dataset in (f"{text.parent}", f"{text.parent}:default"):
+            told = refused("calibrate", "--model_dir", tiny_model_dir, "--dataset", dataset, "-o", text.parent, *force)
+            assert f"output {text.parent} is what it would be made from" in told

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import datasets
 import pyarrow
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import logging as hub_logging
 from pyarrow import parquet
 
+from workbench.quantization import calibration_data
 from workbench.quantization.calibration_data import (
     HUB_TIMEOUT_S,
     DataError,
@@ -28,6 +32,7 @@ from workbench.quantization.calibration_data import (
     from_dataset,
     from_file,
     from_strings,
+    open_dataset,
 )
 from workbench.quantization.texts import offline_part, text_sha256
 
@@ -269,6 +274,47 @@ def test_the_hub_is_asked_once_before_the_library_asks_it_again_and_again(
     assert asked == [("some/name", HUB_TIMEOUT_S)]
     assert seen == [(offline, logging.ERROR)]
     assert (datasets.config.HF_HUB_OFFLINE, hub_logging.get_verbosity()) == (False, before)
+
+
+def test_offline_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda _, name, **__: asked.append(name))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    refuses("cannot be reached", lambda: from_dataset(DatasetChoice("some/name")))
+    assert asked == []
+    assert not DatasetChoice("some/name").asks_hub
+
+
+def test_an_answer_that_there_is_none_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dataset_info(*_: object, **__: object) -> None:
+        raise HfHubHTTPError.__new__(HfHubHTTPError)
+
+    seen: list[bool] = []
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: seen.append(datasets.config.HF_HUB_OFFLINE))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    open_dataset(DatasetChoice("some/name"))
+    assert seen == [False]
+
+
+def test_settings_of_the_library_are_as_before_when_two_datasets_were_opened_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = threading.Barrier(2)
+
+    def load_dataset(*_: object, **__: object) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # neither lets go before the other has come, if it can
+
+    monkeypatch.setattr(calibration_data, "_hub_answers", lambda _: False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    threads = [threading.Thread(target=open_dataset, args=(DatasetChoice(name),)) for name in ("a/b", "c/d")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 def test_a_folder_is_no_name_of_the_hub(folder: Path) -> None:

@@ -66,3 +66,9 @@ def test_a_marker_at_a_limit_is_whole():
 def test_a_rule_at_no_place_has_no_name():
     axes = draw([Chart("t", Axis("x"), Axis("y"), [Line([0, 1], [0, 1]), Rule("y", np.nan, "nowhere")])]).axes[0]
     assert not axes.texts
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 260), (400, 80), (60, 60)])
+def test_odd_charts_are_drawn(width: int, height: int) -> None:
+    marks = [Line([0, 1], [1, 2], " ", marker="o"), Points([0.5], [1.5], names=["p"]), Rule("x", 0.5, " ")]
+    draw([Chart("t", Axis("x"), Axis("y"), marks, width=width, height=height)]).canvas.draw()

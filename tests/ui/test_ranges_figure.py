@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from figure_texts import faults, tick_texts
 from hand_made_ranges import make_ranges
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from random_model import SMALL
 
 from workbench.evaluation.range_table import ratio_table
+from workbench.ui.cell_colors import color_cells
 from workbench.ui.ranges_charts import RANGE_VIEWS, Seen, draw_all, range_map, ratio_view
 from workbench.ui.ranges_figure import draw_map
 
@@ -71,6 +73,9 @@ def test_values_that_are_all_the_same_or_none(seen):
     figure = Figure(layout="constrained")
     draw_map(figure, same, HOT)
     assert figure.axes[0].get_title() == "largest magnitude: 3 to 3"
+    (bar,) = (each for each in figure.axes[1].collections if each.get_array() is not None)
+    drawn = color_cells(same.values, same.view).colors[~np.isnan(same.values)]
+    assert {to_hex(bar.cmap(bar.norm(3.0)))} == set(drawn)
     figure = Figure(layout="constrained")
     draw_map(figure, dataclasses.replace(cells, values=np.zeros_like(cells.values)), HOT)
     assert len(figure.axes) == 1  # nothing for a colour bar to span

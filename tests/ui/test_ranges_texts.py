@@ -64,6 +64,8 @@ def test_the_largest_channels_as_a_table(seen):
         ([25216.0, 131.0], ["25,216", "131"]),
         ([0.5, 0.0123, 0.0], ["0.5000", "0.0123", "0.0000"]),
         ([0.0], ["0"]),
+        ([1234.5, 3e-8, 2.0], ["1,234.5000", "3e-08", "2.0000"]),
+        ([1e-30, 5.0], ["1e-30", "5.0000"]),
     ],
 )
 def test_a_column_has_one_format(seen, monkeypatch, values, shown):
@@ -81,10 +83,14 @@ def test_a_median_of_zero_leaves_the_ratio_out():
 
 
 def test_what_smoothing_made_larger_is_explained(seen):
-    grown = Seen.of("after smoothing", make_ranges(SMALL, spoil={"layers.1.value": 40.0}))
+    both = {"layers.1.value": 40.0, "layers.1.attention.qkv.output": 40.0}
+    text = why_larger("ratio", "absmax", [seen, Seen.of("after smoothing", make_ranges(SMALL, spoil=both))])
+    assert text.startswith("V, and with it qkv output, becomes up to ")
+    grown = Seen.of("after smoothing", make_ranges(SMALL, spoil={"layers.1.value": 40.0}))  # below what q and k reach
     text = why_larger("ratio", "absmax", [seen, grown])
-    assert "V, and with it qkv output, becomes up to " in text
-    assert "(layer 1): smoothing divides V by the scales of o, below 1 where o's input is small." in text
+    assert text.startswith("V becomes up to ")
+    assert text.endswith("divides V by the scales of o, below 1 where o's input is small against o's weights.")
+    assert "(layer 1)" in text
     assert why_larger("other", "absmax", [seen, grown]) == ""
     assert why_larger("ratio", "outlier_ratio", [seen, grown]) == ""
     assert why_larger("ratio", "absmax", [seen]) == ""

@@ -132,8 +132,13 @@ class Bench(BenchState):
         cache_dir: str | Path | None = None,
         device: str | None = None,
     ) -> None:
+        given = Path(model_dir).expanduser()
+        if not given.is_dir():
+            raise CheckpointError(
+                f"{model_dir} is no folder", fix="give a model's folder, or its name to workbench.open"
+            )
         # Absolute: a recipe and a command line that are taken away hold wherever they are read.
-        self.source = HFCheckpoint.open(os.path.abspath(model_dir))
+        self.source = HFCheckpoint.open(os.path.abspath(given))
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.workspace = Workspace(cache_root(cache_dir), self.source.fingerprint())
         self._tokenizer: Any = None

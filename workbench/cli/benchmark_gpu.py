@@ -17,7 +17,7 @@ from workbench.cli.command import Outcome, Unfinished, UsageError, gpu_memory_to
 from workbench.cli.dummy_flags import CONSTANTS, SIZES, described, sizes_named
 from workbench.cli.progress_bars import ProgressBars
 from workbench.errors import WorkbenchError
-from workbench.model.presets import DEFAULT_PRESET
+from workbench.model.presets import DEFAULT_PRESET, PRESETS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,6 +153,9 @@ def _on_the_cpu(args: argparse.Namespace, config: ModelConfig) -> str:
     words = [f"--{name} {value}" for name, value in sizes.items() if value is not None]
     if asked or room.modes != BenchmarkOptions.modes:
         words.append(f"--modes {' '.join(room.modes)}")
+    positions = config.max_position_embeddings if room.preset is None else PRESETS[room.preset].max_position_embeddings
+    if positions < BenchmarkOptions.prefill_len:
+        words.append(f"--prefill_len {positions}")
     return f"what fits the CPU here: workbench benchmark {' '.join(words)} --threads {BenchmarkOptions.threads}"
 
 

@@ -49,14 +49,18 @@ def check_text_flags(args: argparse.Namespace) -> None:
 
 def tell_of_the_hub(choice: DatasetChoice) -> None:
     """Say that somebody elsewhere is asked, which may take a while."""
-    if choice.on_hub:
+    if choice.asks_hub:
         print(f"asking the hub for {choice.name}", flush=True)
 
 
 def text_paths(args: argparse.Namespace) -> list[Path]:
     """What is read of this machine for the text: a file, or a dataset's folder."""
-    paths = [args.text, None if args.dataset is None else Path(args.dataset)]
-    return [path for path in paths if path is not None and path.exists()]
+    paths = [] if args.text is None else [args.text]
+    if args.dataset is not None:
+        from workbench.quantization.calibration_data import DatasetChoice
+
+        paths.append(Path(DatasetChoice.parse(args.dataset).name))
+    return [path for path in paths if path.exists()]
 
 
 def text_source(args: argparse.Namespace) -> TextSource:

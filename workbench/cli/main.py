@@ -22,6 +22,7 @@ from workbench.cli.command import (
     Unfinished,
     UsageError,
     gpu_memory_told,
+    require_apart,
     require_writable,
     write_json,
 )
@@ -124,6 +125,7 @@ def _run_command(words: list[str]) -> int:
         return int(end.code or 0)
     for flag in ("json", *command.files):
         require_writable(f"--{flag}", getattr(args, flag))
+    require_apart(args, ("json", *command.files))
     try:
         with warnings.catch_warnings(), gpu_memory_told():
             warnings.showwarning = _warn

@@ -117,19 +117,7 @@ def _run(args: argparse.Namespace) -> Outcome:
 def _checked(args: argparse.Namespace) -> Given:
     """The prompts, after everything that can be refused before a model is opened."""
     check_sampling_flags(args)
-    named = {name: getattr(args, name) for name in ("input_file", "json", *OUTPUTS)}
-    _check_apart({f"--{name}": path for name, path in named.items() if path is not None})
     return given_prompts(args)
-
-
-def _check_apart(paths: Mapping[str, Path]) -> None:
-    """Refuse to read and write, or to write twice, one and the same file."""
-    flags: dict[Path, str] = {}
-    for flag, path in paths.items():
-        place = path.resolve()
-        if place in flags and (place.is_file() or not place.exists()):
-            raise UsageError(f"{flags[place]} and {flag} are both {path}", fix="give each a file of its own")
-        flags[place] = flag
 
 
 def _generate(

@@ -221,13 +221,17 @@ def room_for_dummies(config: ModelConfig, modes: tuple[str, ...]) -> RoomForDumm
     if available is None or _all_fit(asked, config.num_layers, modes, available):
         return RoomForDummies(None, modes)
     smaller = sorted(PRESETS, key=lambda name: total_bytes(rank_parts(PRESETS[name], Recipe())), reverse=True)
-    for name in (None, *smaller):
-        dummies = asked if name is None else DummyModel(PRESETS[name])
+    models = [(None, asked), *((name, DummyModel(PRESETS[name])) for name in smaller)]
+    for name, dummies in models:
         fitting = tuple(mode for mode in MODES if fits(_needed_bytes(dummies, mode), available))
         if fitting:
             return RoomForDummies(name, fitting)
-    layers = _most_layers(asked, modes, available)
-    return RoomForDummies(None, modes, layers) if layers else None
+    for name, dummies in models:
+        for few in (modes, *((mode,) for mode in MODES)):
+            layers = _most_layers(dummies, few, available)
+            if layers:
+                return RoomForDummies(name, few, layers)
+    return None
 
 
 def _most_layers(dummies: DummyModel, modes: tuple[str, ...], available: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ DEFAULT_CONFIGS = {"cnn_dailymail": "3.0.0", "abisee/cnn_dailymail": "3.0.0"} | 
 
 # How long the hub may take to say that it has a dataset, before the cache is looked into.
 HUB_TIMEOUT_S = 10.0
+_SETTINGS = threading.Lock()  # of the `datasets` library, while a dataset is opened
 
 
 class DataError(WorkbenchError):
@@ -66,6 +68,13 @@ class DatasetChoice:
     def on_hub(self) -> bool:
         """Whether the name is one of the hub: nothing of this machine has it."""
         return not Path(self.name).exists()
+
+    @property
+    def asks_hub(self) -> bool:
+        """Whether the hub is asked for it: not where the person told its library to work offline."""
+        import datasets
+
+        return self.on_hub and not datasets.config.HF_HUB_OFFLINE
 
 
 @dataclass(frozen=True)
@@ -305,19 +314,21 @@ def open_dataset(choice: DatasetChoice) -> Any:
 def _one_request(choice: DatasetChoice) -> Iterator[None]:
     """Ask the hub once whether it is there, and else let the `datasets` library look into its cache only.
 
-    By itself the library asks a hub that is out of reach six times within half a minute, and logs each of them.
+    By itself the library asks a hub that is out of reach six times within half a minute, and logs each of them. It is
+    told by settings of its own that hold for the whole process, so one dataset is opened after the other.
     """
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 
-    verbosity, offline = hub_logging.get_verbosity(), datasets.config.HF_HUB_OFFLINE
-    hub_logging.set_verbosity(logging.ERROR)
-    try:
-        datasets.config.HF_HUB_OFFLINE = offline or (choice.on_hub and not _hub_answers(choice.name))
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
-        hub_logging.set_verbosity(verbosity)
+    with _SETTINGS:
+        verbosity, offline = hub_logging.get_verbosity(), datasets.config.HF_HUB_OFFLINE
+        hub_logging.set_verbosity(logging.ERROR)
+        try:
+            datasets.config.HF_HUB_OFFLINE = offline or (choice.on_hub and not _hub_answers(choice.name))
+            yield
+        finally:
+            datasets.config.HF_HUB_OFFLINE = offline
+            hub_logging.set_verbosity(verbosity)
 
 
 def _hub_answers(name: str) -> bool:

@@ -128,7 +128,7 @@ def _labels(mark: Mark) -> list[Label]:
 
 def _let_over_frame(artist: Artist, chart: Chart) -> None:
     """Cut markers off a little outside the frame, so that the one of a value at a limit is whole."""
-    x, y = _OVER_FRAME_PX / (chart.width - _BESIDE_PX), _OVER_FRAME_PX / (chart.height - _BESIDE_PX)
+    x, y = (_OVER_FRAME_PX / max(1, length - _BESIDE_PX) for length in (chart.width, chart.height))
     axes = artist.axes
     assert axes is not None
     artist.set_clip_path(None)
@@ -174,7 +174,7 @@ def _legend_columns(chart: Chart) -> int:
 @lru_cache(1024)
 def _text_width(text: str) -> float:
     """In points, as the legend writes it."""
-    return float(np.ptp(TextPath((0, 0), text, size=_LEGEND_SIZE).vertices[:, 0]))
+    return float(np.ptp(TextPath((0, 0), text, size=_LEGEND_SIZE).vertices[:, 0])) if text.strip() else 0.0
 
 
 def _legend_height(chart: Chart) -> float:

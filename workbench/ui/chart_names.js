@@ -8,11 +8,15 @@ const boxOf = (left, baseline, width) => ({
   left: left - NAME_AIR_PX, right: left + width + NAME_AIR_PX, top: baseline - 11, bottom: baseline + 3,
 });
 
+function isFree(plot, box) {
+  const inside = box.left + NAME_AIR_PX >= plot.left && box.right - NAME_AIR_PX <= plot.right && box.top >= plot.top && box.bottom <= plot.bottom;
+  return inside && !plot.taken.some((other) => overlaps(box, other));
+}
+
 // Writes a name if its place is free and inside the plot, and keeps the place.
 function writeName(plot, text, left, baseline, width) {
   const box = boxOf(left, baseline, width);
-  const inside = left >= plot.left && left + width <= plot.right && box.top >= plot.top && box.bottom <= plot.bottom;
-  if (!inside || plot.taken.some((other) => overlaps(box, other))) return false;
+  if (!isFree(plot, box)) return false;
   plot.taken.push(box);
   shape(plot.names, "text", { x: left, y: baseline, class: "wb-chart-name" }, text);
   return true;
@@ -32,19 +36,25 @@ function drawRule(group, mark, at, plot) {
   shape(group, "line", { ...across, stroke: paint(mark.color), "stroke-width": 1.25, ...dash });
 }
 
-// Whether a line of points goes through a box: each piece is cut off at the box's four sides until nothing is left.
-function crosses({ x, y }, box) {
+// Whether a piece of a line goes through a box: it is cut off at the box's sides until nothing is left.
+function pieceCrosses(x0, y0, x1, y1, box) {
+  if (Math.max(x0, x1) < box.left || Math.min(x0, x1) > box.right) return false;
+  if (Math.max(y0, y1) < box.top || Math.min(y0, y1) > box.bottom) return false;
+  if (x0 === x1 || y0 === y1) return true;
+  const [atLeft, atRight] = [(box.left - x0) / (x1 - x0), (box.right - x0) / (x1 - x0)];
+  const [atTop, atBottom] = [(box.top - y0) / (y1 - y0), (box.bottom - y0) / (y1 - y0)];
+  const first = Math.max(0, Math.min(atLeft, atRight), Math.min(atTop, atBottom));
+  const last = Math.min(1, Math.max(atLeft, atRight), Math.max(atTop, atBottom));
+  return first <= last;
+}
+
+// Whether a drawn line goes through a box; one with steps goes across first, then up or down.
+function crosses({ x, y, step }, box) {
   for (let i = 1; i < x.length; i++) {
-    const [dx, dy] = [x[i] - x[i - 1], y[i] - y[i - 1]];
-    if (!Number.isFinite(dx) || !Number.isFinite(dy)) continue;
-    let [first, last] = [0, 1];
-    const sides = [[-dx, x[i - 1] - box.left], [dx, box.right - x[i - 1]], [-dy, y[i - 1] - box.top], [dy, box.bottom - y[i - 1]]];
-    for (const [speed, room] of sides) {
-      if (speed === 0) last = room < 0 ? -1 : last;
-      else if (speed < 0) first = Math.max(first, room / speed);
-      else last = Math.min(last, room / speed);
-    }
-    if (first <= last) return true;
+    if (!Number.isFinite(x[i] + x[i - 1]) || !Number.isFinite(y[i] + y[i - 1])) continue;
+    const corner = step ? y[i - 1] : y[i];
+    if (step && pieceCrosses(x[i - 1], corner, x[i], corner, box)) return true;
+    if (step ? pieceCrosses(x[i], corner, x[i], y[i], box) : pieceCrosses(x[i - 1], y[i - 1], x[i], y[i], box)) return true;
   }
   return false;
 }
@@ -54,7 +64,8 @@ function nameAcross(plot, text, at) {
   const width = textWidth(text);
   for (let left = plot.right - width - 10; left >= plot.left + 6; left -= 12) {
     for (const baseline of [at - 4, at + 14]) {
-      if (!plot.curves.some((curve) => crosses(curve, boxOf(left, baseline, width))) && writeName(plot, text, left, baseline, width)) return true;
+      const box = boxOf(left, baseline, width);
+      if (isFree(plot, box) && !plot.curves.some((curve) => crosses(curve, box))) return writeName(plot, text, left, baseline, width);
     }
   }
   return false;

@@ -252,7 +252,7 @@ function render({ model, el }) {
     if (spec.diagonal) drawDiagonal(inside, scales);
     placed = placePoints(marks, scales, plot);
     const painters = { line: drawLine, points: drawPoints, bars: drawBars };
-    plot.curves = placed.filter((points, m) => marks[m].kind === "line" && !marks[m].fill);
+    plot.curves = marks.flatMap((mark, m) => (mark.kind === "line" && !mark.fill ? [{ x: placed[m].x, y: placed[m].y, step: mark.step }] : []));
     drawRules(inside, marks, scales, plot);
     marks.forEach((mark, m) => mark.kind !== "rule" && painters[mark.kind](inside, mark, placed[m], plot));
     overlay = shape(svg, "g", {});

@@ -60,8 +60,9 @@ def _draw_bar(figure: FigureBase, axes: Axes, cells: RangeMap, shown: ColoredCel
     if shown.best is None or shown.worst is None:
         return
     low, high = sorted((shown.best, shown.worst))
-    if high <= low:
-        low, high = (low / 2, high * 2) if cells.view.log else (low - 1, high + 1)
+    if high <= low:  # all cells have one colour: the lowest, or the middle one of a scale that has a middle
+        least = low if cells.view.center is None else (low / 2 if cells.view.log else low - 1)
+        low, high = (least, high * 2) if cells.view.log else (least, high + 1)
     norm = LogNorm(low, high) if cells.view.log else Normalize(low, high)
     bar = figure.colorbar(ScalarMappable(norm, colormaps[cells.view.colors]), ax=axes, pad=0.01, aspect=24)
     set_ticks(bar.ax.yaxis)

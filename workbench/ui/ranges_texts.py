@@ -21,9 +21,10 @@ from workbench.ui.ranges_comparisons import AFTER_SMOOTHING, SMOOTHING, title
 SHOWS = ("this", "other", "ratio")
 # The table of channels has so many rows; or one for each channel, where there are not many more.
 FEW_LISTED, MOST_LISTED = 8, 12
-_VALUE_SITE = "V"
+_VALUE_SITE, _QKV_OUTPUT_SITE = "V", "qkv output"
 # A cell that is so much larger is orange to the eye.
 _GROWN = 1.5
+_MOST_DECIMALS = 4
 _SAID = ("absmax", "outlier_ratio")
 
 
@@ -92,9 +93,11 @@ def why_larger(shows: str, metric: str, seen: Sequence[Seen]) -> str:
     if values.empty or not largest >= _GROWN:
         return ""
     layer = values["layer"].iloc[int(values["absmax"].argmax())]
+    output = ratios.loc[(ratios["site"] == _QKV_OUTPUT_SITE) & (ratios["layer"] == layer), "absmax"]
+    what = "V, and with it qkv output," if (output >= _GROWN).any() else "V"
     return (
-        f"V, and with it qkv output, becomes up to {value_text(largest, RANGE_VIEWS['absmax'])} times as large "
-        f"(layer {layer}): smoothing divides V by the scales of o, below 1 where o's input is small."
+        f"{what} becomes up to {value_text(largest, RANGE_VIEWS['absmax'])} times as large (layer {layer}): smoothing "
+        "divides V by the scales of o, below 1 where o's input is small against o's weights."
     )
 
 
@@ -121,8 +124,12 @@ def outliers_table(seen: Sequence[Seen], place: str) -> str:
 
 
 def _figures(values: Iterable[float]) -> list[str]:
-    """The numbers of one column, all with as many decimals: as many as give the smallest one three digits."""
+    """The numbers of one column, all with as many decimals: as many as give the smallest one three digits, or four.
+
+    What would be nothing but zeros then is written with a power of ten.
+    """
     known = np.asarray(list(values), dtype=np.float64)
     sizes = np.abs(known[np.isfinite(known) & (known != 0)])
-    decimals = max(0, 2 - math.floor(math.log10(sizes.min()))) if len(sizes) else 0
-    return [f"{value:,.{decimals}f}" for value in known]
+    decimals = min(_MOST_DECIMALS, max(0, 2 - math.floor(math.log10(sizes.min())))) if len(sizes) else 0
+    least = 10.0**-decimals
+    return [f"{value:.2g}" if 0 < abs(value) < least else f"{value:,.{decimals}f}" for value in known]

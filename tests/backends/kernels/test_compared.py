@@ -28,6 +28,8 @@ def test_comments_and_white_space_are_no_code() -> None:
     assert code_digest(code) == code_digest("int a;\n\n    int b; // another")
     assert code_digest(code) != code_digest("int a;\nint c;")
     assert len(code_digest(code)) == 16
+    assert code_digest("#define A 1\nint f();") != code_digest("#define A 1 int f();")
+    assert code_digest("#define A \\\n  1\nint f();") == code_digest("#define A 1  // one\n\nint f();")
 
 
 def test_a_kernel_that_was_changed_was_not_compared(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType) -> None:

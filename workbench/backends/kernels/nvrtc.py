@@ -39,9 +39,13 @@ def cache_dir() -> Path:
 
 
 def code_digest(source: str) -> str:
-    """16 hexadecimal digits of a SHA-256 of what a compiler sees of ``source``: no comments, no white space."""
-    words = re.sub(r"//[^\n]*", "", source).split()
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+    """16 hexadecimal digits of a SHA-256 of ``source``'s code: without comments that begin with ``//``, and layout.
+
+    A preprocessor's directive ends with its line, so those keep theirs.
+    """
+    lines = (" ".join(line.split()) for line in re.sub(r"//[^\n]*", "", source).replace("\\\n", " ").splitlines())
+    text = " ".join(f"\n{line}\n" if line.startswith("#") else line for line in lines if line)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
