@@ -90,6 +90,23 @@ def random_search(random_model_dir: Callable[..., Path], random_calibration: Pat
 
 
 @pytest.fixture(scope="session")
+def spoiling_search(random_search: AlphaSearch) -> AlphaSearch:
+    """``random_search`` by whose ranges one channel of layer 1's o is a thousandth of what it is.
+
+    A large alpha divides that channel's values by as little: the first KV head's scale is spent on it.
+    """
+    import dataclasses
+
+    from workbench.quantization.alpha_search import AlphaSearch
+
+    inputs = dict(random_search.ranges.inputs)
+    channels = inputs["layers.1.attention.o"].clone()
+    channels[0] *= 1e-3
+    ranges = dataclasses.replace(random_search.ranges, inputs={**inputs, "layers.1.attention.o": channels})
+    return AlphaSearch(random_search.source, ranges, random_search.rows)
+
+
+@pytest.fixture(scope="session")
 def random_kv_study(
     random_model_dir: Callable[..., Path], random_calibration: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> KVStudy:

@@ -82,6 +82,24 @@ def test_without_a_search_values_are_judged_as_they_are(random_kv_study: KVStudy
     assert book.error(0, HOW, SMOOTH).relative_l2 == random_kv_study.error(0, HOW).relative_l2
 
 
+def test_what_o_makes_of_its_input_is_the_search_s_and_is_remembered(
+    book: KVBook, random_search: AlphaSearch, random_kv_study: KVStudy
+) -> None:
+    assert book.known_output_error(1, SMOOTH) is None
+    found = book.output_error(1, SMOOTH)
+    assert found == random_search.error(1, "o", SMOOTH).error
+    others = replace(SMOOTH, alpha_by_group={"layers.1.qkv": 0.1, "layers.0.o": 0.1})
+    assert book.known_output_error(1, others) == found
+    for another in (
+        replace(SMOOTH, alpha_by_group={"layers.1.o": 0.1}),
+        replace(SMOOTH, groups=("qkv",)),
+        replace(SMOOTH, activation="per_token", weight="per_tensor"),
+    ):
+        assert book.known_output_error(1, another) is None
+    assert book.known_output_error(0, SMOOTH) is None
+    assert KVBook(random_kv_study).output_error(1, SMOOTH) is None
+
+
 def test_a_curve_has_what_was_asked_before(book: KVBook, counting: Counting) -> None:
     assert book.known_curve(0, "per_head", None) is None
     book.error(0, Int8KVCache("per_head", 97.0), None)

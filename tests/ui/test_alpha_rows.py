@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from workbench.ui.alpha_rows import GroupRow, RowCallbacks, RowView
+from workbench.ui.alpha_rows import GroupRow, RowCallbacks, RowView, rows_heading
 
 
 @pytest.fixture
@@ -44,6 +44,10 @@ def test_what_is_shown(row: GroupRow) -> None:
     )
     row.show_error("2 % <of> it")
     assert "2 % &lt;of&gt; it" in row.error.value
+
+
+def test_the_heading_says_what_each_end_of_alpha_flattens() -> None:
+    assert "0 flattens the weights, 1 the activations" in rows_heading().children[1].value
 
 
 def test_everything_says_what_it_does(row: GroupRow) -> None:

@@ -40,6 +40,8 @@ def test_values_are_shown_after_smoothing_on_demand(maps):
     assert maps.after.layout.display == ""
     assert value.texts == before
     maps.after.value = True
+    assert value.texts == before  # whoever holds the maps says when they are drawn
+    maps.show_values()
     assert value.texts[1] == "layer 1, KV head 0: largest V 405"
     assert value.texts[0] == before[0]  # what smoothing leaves alone stays
     assert value.label == "largest magnitude of values, after smoothing"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.bench.kv_outliers import OutOfLine
+from workbench.bench.kv_outliers import OutOfLine, Trial
 from workbench.bench.state import BenchState
 from workbench.evaluation.kv_table import KVMemory
-from workbench.recipe import Int8KVCache, Recipe
+from workbench.recipe import Int8KVCache, Recipe, SmoothQuant
 from workbench.ui.kv_notes import (
     about_choice,
     about_layers,
@@ -57,32 +60,91 @@ def test_all_layers_are_summed_up_when_all_are_known():
     assert about_layers(frame.assign(error_per_tensor=np.nan, error_per_head=np.nan)) == ""
 
 
+FRAME = pd.DataFrame({"layer": [0, 1], "error_per_head": [0.01, 0.16], "error_per_tensor": [0.05, 0.97]})
+HOW = Int8KVCache("per_head")
+PLAIN = Trial(None, 0.056, 0.118, 0.03)
+TRIED = (Trial(0.0, 0.072, 0.2, 0.0249), Trial(0.25, 0.061, 0.144, 0.0174), Trial(1.0, 0.16, 1.0, 0.0254))
+
+
 def outlier(**others):
-    values = {"error": 0.16, "head": 8, "head_error": 1.0, "median": 0.04, "calibrated": 8.25, "stored": 8.25} | others
-    return OutOfLine(1, **values)
+    """A layer whose values are smoothed."""
+    values = {"error": 0.16, "head": 8, "head_error": 1.0, "median": 0.04, "divided": True, "output_error": 0.0181}
+    return OutOfLine(1, **(values | others))
+
+
+def said(*found, how=HOW, state=None):
+    return about_outliers(found, FRAME, how, state or BenchState(recipe=Recipe(weights=SmoothQuant())))
 
 
 def test_a_layer_that_is_out_of_line_is_named_with_its_cause_and_what_mends_it():
-    frame = pd.DataFrame({"layer": [0, 1], "error_per_head": [0.01, 0.16], "error_per_tensor": [0.05, 0.97]})
-    how = Int8KVCache("per_head")
-    assert about_outliers([], frame, how) == ""
-    text = about_outliers([outlier(stored=405.4, mended=0.07)], frame, how)
+    assert said() == ""
+    text = said(outlier(plain=PLAIN, tried=TRIED))
     assert 'class="wb-warning"' in text
-    assert "Layer 1 is far out of line:</b> attention's output errs by 16 %, that of KV head 8 by 100 %" in text
-    assert "makes the largest V there <b>405</b>; calibrated: 8.25" in text
-    assert "alpha 0, with which it errs by 7 %" in text
-    assert "bench.set_alpha(0, &quot;layers.1.o&quot;)" in text
-    assert "with which" not in about_outliers([outlier(stored=405.4)], frame, how)
-    assert "Take o out of the groups" in about_outliers([outlier(stored=405.4, mended=0.15)], frame, how)
+    assert (
+        "INT8 spoils layer 1:</b> attention's output errs by 16 %, that of KV head 8 by 100 %; the median of the other "
+        "layers is 4 %. Smoothing of o is the cause: without it the layer errs by 5.6 %, its worst head by 11.8 %. "
+        "Of alphas 0, 0.25, 1 for layers.1.o, <b>0.25</b> costs the cache least: attention's output then errs by "
+        "6.1 %, its worst head by 14.4 %; o's own output, quantized, by 1.74 % instead of 1.81 %. "
+        "<code>bench.set_alpha(0.25, &quot;layers.1.o&quot;)</code>, or its slider in the alpha panel." in text
+    )
+
+
+def test_nothing_is_said_of_cause_and_remedy_before_they_are_known():
+    text = said(outlier())
+    assert text.endswith("the median of the other layers is 4 %. </div>")
+    text = said(outlier(plain=PLAIN))
+    assert text.endswith("its worst head by 11.8 %. </div>")
+
+
+def test_to_smooth_o_nowhere_is_advised_only_where_no_alpha_mends_the_layer():
+    text = said(outlier(plain=PLAIN, tried=TRIED[-1:]))
+    assert "set_alpha" not in text
+    assert (
+        "No alpha for layers.1.o alone mends it (tried: 1). With o taken out of the groups that the recipe smooths, "
+        "attention's output errs by 5.6 %, its worst head by 11.8 %; o's own output, quantized, by 3 % instead of "
+        "1.81 %. That changes every layer: judge it by the whole model." in text
+    )
+
+
+def test_a_locked_group_has_to_be_unlocked_first():
+    state = BenchState(recipe=Recipe(weights=SmoothQuant()), locked=frozenset({"layers.1.o"}))
+    text = said(outlier(plain=PLAIN, tried=TRIED), state=state)
+    assert "It is locked: <code>bench.unlock(&quot;layers.1.o&quot;)</code> first. Then <code>bench.set_alpha" in text
+
+
+def test_an_o_without_integers_has_no_error_of_its_own():
+    state = BenchState(recipe=Recipe(weights=SmoothQuant(), keep=("layers.*.attention.o",)))
+    assert "o's own output" not in said(outlier(plain=PLAIN, tried=TRIED), state=state)
+    assert "o's own output" not in said(outlier(plain=PLAIN, tried=TRIED, output_error=None))
 
 
 def test_a_layer_that_smoothing_did_not_spoil_gets_other_advice():
-    frame = pd.DataFrame({"layer": [0, 1], "error_per_head": [0.01, 0.16], "error_per_tensor": [0.05, 0.97]})
-    per_tensor = about_outliers([outlier(error=0.97)], frame, Int8KVCache("per_tensor"))
-    assert "Smoothing" not in per_tensor
-    assert "With the other choice of scales it errs by 16 %" in per_tensor
-    assert "the other choice" not in about_outliers([outlier()], frame, Int8KVCache("per_head"))
-    assert "2 more layers" in about_outliers([outlier()] * 5, frame, Int8KVCache("per_head"))
+    plain = outlier(error=0.97, plain=Trial(None, 0.96, 1.0))
+    text = said(plain, how=Int8KVCache("per_tensor"))
+    assert "Smoothing of o is not the main cause: without it the layer errs by 96 %, its worst head by 100 %. " in text
+    assert "Stored per head it errs by 16 %. Choose the layer to see its error by percentile." in text
+    assert "alpha" not in text
+    assert "groups" not in text
+    assert "Stored" not in said(plain)  # per tensor is no better
+    unsmoothed = said(outlier(divided=False))
+    assert "Smoothing" not in unsmoothed
+    assert "Choose the layer" in unsmoothed
+
+
+def test_one_layer_has_no_others_and_what_is_no_number_is_called_so():
+    assert "median" not in said(outlier(median=math.nan))
+    text = said(outlier(error=math.nan, head_error=math.nan), how=Int8KVCache("per_tensor"))
+    assert "INT8 spoils layer 1:</b> the output of KV head 8 is NaN; the median" in text
+    assert "not known" not in text
+    assert "Stored per head it errs by 16 %" in said(
+        outlier(error=math.nan, head_error=math.nan, divided=False), how=Int8KVCache("per_tensor")
+    )
+
+
+def test_of_many_layers_the_worst_are_told_and_the_others_named():
+    text = said(*[outlier()] * 3, replace(outlier(), layer=7), replace(outlier(), layer=2))
+    assert text.count("INT8 spoils") == 3
+    assert "Also out of line: 2, 7." in text
 
 
 def test_what_is_missing_without_a_bench():

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
+from dataclasses import replace
 
 import pytest
 from hand_made_ranges import make_ranges
 
 import workbench
 from workbench.bench.bench import QUICK_LOOK
-from workbench.bench.kv_outliers import OutOfLine
 from workbench.bench.state import BenchState, Calibration
 from workbench.errors import CheckpointError, WorkbenchError
 from workbench.quantization.kv_error import DEFAULT_PERCENTILES, KVStudy
 from workbench.recipe import Int8KVCache, Recipe, SmoothQuant
-from workbench.ui import kv_scales_panel, kv_wanted
+from workbench.ui import kv_scales_panel
 from workbench.ui.kv_scales_panel import KVScalesPanel
 from workbench.ui.kv_view import ALL_HEADS, DENSE
 
@@ -332,27 +333,54 @@ def test_a_picture_of_another_layer_takes_no_curves(panel):
     assert before.layer != first.layer
 
 
-def test_a_layer_that_smoothing_spoils_is_named(monkeypatch, panel):
-    assert panel.view.warning.value == ""
-    asked = []
-
-    def one(*wanted):
-        asked.append(wanted[1:])
-        return [OutOfLine(1, 0.16, 0, 1.0, 0.04, 8.25, 405.0, 0.07)]
-
-    monkeypatch.setattr(kv_scales_panel, "out_of_line", one)
-    panel.state.set_kv_cache(Int8KVCache("per_tensor"))
+@pytest.fixture
+def spoiled(state, spoiling_search):
+    """A panel whose recipe's smoothing spoils layer 1."""
+    state.search = spoiling_search
+    state.recipe = Recipe(weights=SmoothQuant(), kv_cache=Int8KVCache("per_head"))
+    panel = KVScalesPanel(state=state)
     panel.settle()
-    assert "Layer 1 is far out of line" in panel.view.warning.value
-    assert asked[-1] == (Int8KVCache("per_tensor"), panel.state.smoothing)
+    return panel
 
 
-def test_what_mends_a_layer_is_computed_with_the_rest(monkeypatch, state):
-    asked = []
-    monkeypatch.setattr(kv_wanted, "compute_mended", lambda *wanted: asked.append(wanted[1]))
-    KVScalesPanel(state=state).settle()
-    assert asked
-    assert set(asked) == {Int8KVCache()}
+def test_a_layer_that_smoothing_spoils_is_named_and_the_advice_mends_it(spoiled, state):
+    text = spoiled.view.warning.value
+    assert "INT8 spoils layer 1:" in text
+    assert "Smoothing of o is the cause" in text
+    (alpha,) = re.findall(r"bench\.set_alpha\(([\d.]+), &quot;layers\.1\.o&quot;\)", text)
+    assert spoiled.status == ""
+    state.set_alpha(float(alpha), "layers.1.o")
+    spoiled.settle()
+    assert spoiled.view.warning.value == ""
+
+
+def test_a_locked_group_is_to_be_unlocked_first(spoiled, state):
+    for change, said in ((state.lock, True), (state.unlock, False)):
+        change("layers.1.o")
+        spoiled.settle()
+        assert ("bench.unlock(&quot;layers.1.o&quot;)" in spoiled.view.warning.value) == said
+
+
+def test_an_o_that_is_kept_costs_nothing(spoiled, state):
+    assert "o's own output, quantized, by" in spoiled.view.warning.value
+    state.recipe = replace(state.recipe, keep=("lm_head", "layers.1.attention.o"))
+    spoiled.settle()
+    assert "layers.1.o" in spoiled.view.warning.value
+    assert "o's own output" not in spoiled.view.warning.value
+
+
+def test_the_values_are_not_drawn_by_two_threads_at_once(spoiled):
+    cells, after = spoiled.view.maps.cells["value"], spoiled.view.maps.after
+    before = cells.texts
+    toggled = threading.Thread(target=lambda: setattr(after, "value", True))
+    with spoiled.drawing:  # as the thread that draws what is computed
+        toggled.start()
+        toggled.join(0.2)
+        assert toggled.is_alive()
+        assert cells.texts == before
+    toggled.join(SECONDS)
+    assert cells.texts != before
+    assert "after smoothing" in cells.label
 
 
 def test_values_after_smoothing_are_offered_where_the_recipe_smooths(state, random_search):

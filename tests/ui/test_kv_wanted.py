@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from workbench.bench.kv_book import KVBook
+from workbench.bench.kv_outliers import out_of_line
 from workbench.errors import Cancelled
 from workbench.progress import silent
 from workbench.quantization.kv_error import DEFAULT_PERCENTILES
-from workbench.recipe import Int8KVCache
+from workbench.recipe import Int8KVCache, SmoothQuant
 from workbench.ui.kv_wanted import Wanted
 
 HOW = Int8KVCache("per_tensor", 99.7)
@@ -46,3 +47,22 @@ def test_what_was_computed_before_a_stop_is_kept(wanted):
         wanted.compute_rest(report)
     assert set(wanted.picture().curves) == {"per_head", "per_tensor"}
     assert wanted.book.known_error(0, HOW, None) is None
+
+
+def test_remedies_come_last_and_can_be_stopped(random_kv_study, spoiling_search):
+    how, smoothing, tasks = Int8KVCache("per_head"), SmoothQuant(), []
+    wanted = Wanted(KVBook(random_kv_study, spoiling_search), how, smoothing, 0)
+
+    def report(event):
+        tasks.append(event.task)
+        if event.task == "remedies":
+            raise Cancelled("something else is shown by now")
+
+    with pytest.raises(Cancelled):
+        wanted.compute_rest(report)
+    assert tasks.index("remedies") == len(tasks) - 1
+    (found,) = out_of_line(wanted.book, how, smoothing)
+    assert found.plain is None
+    wanted.compute_rest(silent)
+    (found,) = out_of_line(wanted.book, how, smoothing)
+    assert found.remedy is not None

@@ -22,6 +22,8 @@ from workbench.recipe import KV_SCALES, Int8KVCache, SmoothQuant
 
 # layer, granularity, alpha of the layer's o group (None: its values are not divided)
 _Conditions = tuple[int, str, float | None]
+# layer, alpha of its o group, weight and activation granularity
+_OutputConditions = tuple[int, float | None, str, str]
 
 
 class KVBook:
@@ -38,6 +40,7 @@ class KVBook:
         self._errors: dict[_Conditions, dict[float, KVError]] = {}
         self._divisors: dict[tuple[int, float], Tensor | None] = {}
         self._smoothed: dict[tuple[int, float], Values] = {}
+        self._output_errors: dict[_OutputConditions, float] = {}
 
     def error(self, layer: int, how: Int8KVCache, smoothing: SmoothQuant | None) -> KVError:
         """One layer's error, as the recipe's smoothing leaves its values.
@@ -81,12 +84,30 @@ class KVBook:
         """
         return self.study.ranges_of(layer, self._divisor(layer, smoothing))
 
+    def output_error(self, layer: int, smoothing: SmoothQuant) -> float | None:
+        """Relative L2 of what the layer's o, smoothed and quantized so, makes of its input; None without a search.
+
+        Raises:
+            RecipeError, CheckpointError: as :meth:`AlphaSearch.error`.
+        """
+        if self.search is None:
+            return None
+        known = self.known_output_error(layer, smoothing)
+        if known is None:
+            known = self.search.error(layer, "o", smoothing).error
+            self._output_errors[_output_conditions(layer, smoothing)] = known
+        return known
+
     # ---- what is known without computing
 
     def known_error(self, layer: int, how: Int8KVCache, smoothing: SmoothQuant | None) -> KVError | None:
         """The error, where it was computed."""
         with self._lock:
             return self._errors.get(self._conditions(layer, how, smoothing), {}).get(how.percentile)
+
+    def known_output_error(self, layer: int, smoothing: SmoothQuant) -> float | None:
+        """As :meth:`output_error`, where it was computed."""
+        return self._output_errors.get(_output_conditions(layer, smoothing))
 
     def known_curve(self, layer: int, granularity: str, smoothing: SmoothQuant | None) -> KVCurve | None:
         """The layer at every percentile that was asked for; None before any."""
@@ -126,6 +147,10 @@ class KVBook:
         if (layer, alpha) not in self._divisors:
             self._divisors[layer, alpha] = self.search.scale(layer, "o", smoothing)
         return self._divisors[layer, alpha]
+
+
+def _output_conditions(layer: int, smoothing: SmoothQuant) -> _OutputConditions:
+    return layer, smoothing.alpha_of(layer, "o"), smoothing.weight, smoothing.activation
 
 
 def kv_frame(

@@ -130,7 +130,7 @@ def rows_heading() -> Any:
     """What the columns of the rows are."""
     titles = {
         "name": "Group",
-        "alpha": "Alpha: 0 leaves activations as they are, 1 flattens them",
+        "alpha": "Alpha: 0 flattens the weights, 1 the activations",
         "error": "Output error (least of those tried)",
     }
     cells = [

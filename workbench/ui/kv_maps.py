@@ -28,7 +28,8 @@ class KVMaps(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no types
 
     Attributes:
         after: the button that shows values as smoothing leaves them; there where smoothing changes any. Keys are the
-            same after smoothing.
+            same after smoothing. Whoever holds the maps observes it, and calls :meth:`show_values`: two threads must
+            not draw at once.
     """
 
     def __init__(self, chosen: Callable[[str, int, int], None]) -> None:
@@ -45,7 +46,6 @@ class KVMaps(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no types
             tooltip="show values as the recipe's smoothing of o leaves them, and as the cache stores them",
             layout={"width": "auto", "flex": "0 0 auto", "display": "none"},
         )
-        self.after.observe(lambda _: self._show_part("value"), "value")
         for part, cells in self.cells.items():
             cells.add_class(f"wb-kv-{part}")
             cells.observe(lambda change, part=part: self._on_cell(part, change), "selected")
@@ -84,6 +84,10 @@ class KVMaps(ipywidgets.HBox):  # type: ignore[misc]  # ipywidgets has no types
             return  # a slider that is moved draws many times a second
         self._smoothed = smoothed
         self.after.layout.display = "" if known else "none"
+        self.show_values()
+
+    def show_values(self) -> None:
+        """Show the values as :attr:`after` says."""
         self._show_part("value")
 
     def _show_part(self, part: str) -> None:

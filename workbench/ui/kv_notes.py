@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from workbench.bench.bench import QUICK_LOOK, Bench
-from workbench.bench.kv_outliers import OutOfLine
-from workbench.bench.state import BenchState
+from workbench.bench.kv_book import KVBook
+from workbench.bench.kv_outliers import MOST_EXPLAINED, OutOfLine
+from workbench.bench.state import BenchState, is_kept
 from workbench.evaluation.kv_table import KVMemory
-from workbench.recipe import Int8KVCache, Recipe
+from workbench.recipe import Int8KVCache, Recipe, SmoothQuant
 from workbench.ui.kv_charts import GRANULARITIES, LayerPicture, clipped_text, name_of, percent
 
-_MOST_TOLD = 3  # layers that are out of line, in words
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -62,8 +63,8 @@ def memory_note(recipe: Recipe) -> str:
     )
 
 
-def about_layer(picture: LayerPicture, *, divided: bool, smoothed: bool) -> str:
-    """The shown layer in one sentence."""
+def about_layer(picture: LayerPicture, book: KVBook, smoothing: SmoothQuant | None) -> str:
+    """The shown layer in one sentence, and whether smoothing counts."""
     chosen, how = picture.chosen, picture.how
     best = ""
     curve = picture.curves.get(how.granularity)
@@ -74,9 +75,9 @@ def about_layer(picture: LayerPicture, *, divided: bool, smoothed: bool) -> str:
         f"<b>Layer {picture.layer}</b>, INT8 {name_of(how)}: attention's "
         f"output errs by <b>{percent(chosen.relative_l2)}</b>{best}. Clipped: {clipped_text(chosen)}."
     )
-    if divided:
+    if book.divides(picture.layer, smoothing):
         text += " Its values are divided as the recipe's smoothing of o divides them."
-    elif smoothed:
+    elif smoothing is not None and smoothing.alpha_of(picture.layer, "o") is not None:
         text += " Its values are judged without the recipe's smoothing of o: there are no held-out rows."
     return _line(text)
 
@@ -92,32 +93,79 @@ def about_layers(frame: pd.DataFrame) -> str:
     return _line("All layers, " + "; ".join(parts) + ".") if parts else ""
 
 
-def about_outliers(found: Sequence[OutOfLine], frame: pd.DataFrame, how: Int8KVCache) -> str:
-    """Which layers are far out of line, why, and what to do; empty where none is."""
+def about_outliers(found: Sequence[OutOfLine], frame: pd.DataFrame, how: Int8KVCache, state: BenchState) -> str:
+    """Which layers are out of line, why, and what mends them as far as that is known; empty where none is.
+
+    Args:
+        found: the worst first.
+        frame: every layer's error with either granularity, as :func:`workbench.bench.kv_book.kv_frame` gives it.
+        how: the choice that spoils them.
+        state: its recipe and locks say what can be done.
+    """
     if not found:
         return ""
     other = next(name for name in GRANULARITIES if name != how.granularity)
-    told = [_outlier(each, float(frame.loc[frame["layer"] == each.layer, f"error_{other}"].iloc[0])) for each in found]
-    more = f"<br>{len(told) - _MOST_TOLD} more layers are as bad." if len(told) > _MOST_TOLD else ""
-    return f'<div class="wb-warning" role="status">{"<br>".join(told[:_MOST_TOLD])}{more}</div>'
+    told = []
+    for one in found[:MOST_EXPLAINED]:
+        elsewhere = float(frame.loc[frame["layer"] == one.layer, f"error_{other}"].iloc[0])
+        better = elsewhere < one.error / 2 or (math.isnan(one.error) and math.isfinite(elsewhere))
+        advice = f"Stored {GRANULARITIES[other]} it errs by {percent(elsewhere)}. " if better else ""
+        told.append(_what(one) + _why(one, advice) + _remedy(one, state))
+    rest = sorted(one.layer for one in found[MOST_EXPLAINED:])
+    more = f"<br>Also out of line: {', '.join(map(str, rest))}." if rest else ""
+    return f'<div class="wb-warning" role="status">{"<br>".join(told)}{more}</div>'
 
 
-def _outlier(found: OutOfLine, other: float) -> str:
-    """One layer, and how much it errs with the other granularity."""
-    text = (
-        f"<b>Layer {found.layer} is far out of line:</b> attention's output errs by {percent(found.error)}, that of KV "
-        f"head {found.head} by {percent(found.head_error)}; the median of all layers is {percent(found.median)}. "
-    )
-    if not found.by_smoothing:
-        better = f"With the other choice of scales it errs by {percent(other)}. " if other < found.error / 2 else ""
-        return f"{text}{better}Its error by percentile stands below."
-    text += f"Smoothing of o makes the largest V there <b>{found.stored:.3g}</b>; calibrated: {found.calibrated:.3g}. "
-    if found.mended is not None and found.mended > found.error / 2:
-        return f"{text}Take o out of the groups that the recipe smooths; alpha 0 of this layer alone does not mend it."
-    mended = "" if found.mended is None else f", with which it errs by {percent(found.mended)}"
+def _what(one: OutOfLine) -> str:
+    others = "" if math.isnan(one.median) else f"; the median of the other layers is {percent(one.median)}"
+    if math.isnan(one.head_error):
+        return f"<b>INT8 spoils layer {one.layer}:</b> the output of KV head {one.head} is NaN{others}. "
     return (
-        f"{text}Leave o of this layer out of smoothing: alpha 0{mended} "
-        f"(<code>bench.set_alpha(0, &quot;{found.group}&quot;)</code>, or its slider in the alpha panel)."
+        f"<b>INT8 spoils layer {one.layer}:</b> attention's output errs by {percent(one.error)}, that of KV head "
+        f"{one.head} by {percent(one.head_error)}{others}. "
+    )
+
+
+def _why(one: OutOfLine, advice: str) -> str:
+    """The cause, where it is known; ``advice`` is for a layer that smoothing did not spoil."""
+    if one.divided and one.plain is None:
+        return ""  # it is being computed
+    if one.plain is None:
+        return f"{advice}Choose the layer to see its error by percentile."
+    without = f"{percent(one.plain.error)}, its worst head by {percent(one.plain.head_error)}"
+    if one.by_smoothing:
+        return f"Smoothing of o is the cause: without it the layer errs by {without}. "
+    return (
+        f"Smoothing of o is not the main cause: without it the layer errs by {without}. "
+        f"{advice}Choose the layer to see its error by percentile."
+    )
+
+
+def _remedy(one: OutOfLine, state: BenchState) -> str:
+    """What mends a layer that smoothing spoiled; empty before that is computed, and where nothing that was tried does.
+
+    Where the recipe keeps o out of quantization, no smoothing costs o anything.
+    """
+    remedy = one.remedy if one.by_smoothing else None
+    if remedy is None:
+        return ""
+    then = f"{percent(remedy.error)}, its worst head by {percent(remedy.head_error)}"
+    costs = (one.output_error, remedy.output_error)
+    if None not in costs and not is_kept(state.recipe, one.layer, "o"):
+        before, after = (percent(cost) for cost in costs if cost is not None)
+        then += f"; o's own output, quantized, by {after} instead of {before}"
+    tried = ", ".join(f"{trial.alpha:g}" for trial in one.tried)
+    if remedy.alpha is None:
+        return (
+            f"No alpha for {one.group} alone mends it (tried: {tried}). With o taken out of the groups that the "
+            f"recipe smooths, attention's output errs by {then}. That changes every layer: judge it by the whole model."
+        )
+    how = f"<code>bench.set_alpha({remedy.alpha:g}, &quot;{one.group}&quot;)</code>, or its slider in the alpha panel."
+    if one.group in state.locked:
+        how = f"It is locked: <code>bench.unlock(&quot;{one.group}&quot;)</code> first. Then {how}"
+    return (
+        f"Of alphas {tried} for {one.group}, <b>{remedy.alpha:g}</b> costs the cache least: attention's output then "
+        f"errs by {then}. {how}"
     )
 
 

@@ -24,7 +24,6 @@ from workbench.quantization.ranges import ActivationRanges
 from workbench.recipe import Int8KVCache, Recipe
 from workbench.ui import kv_notes
 from workbench.ui.chart import draw
-from workbench.ui.heat_map import NONE_SELECTED
 from workbench.ui.history_buttons import HistoryButtons
 from workbench.ui.kv_charts import GRANULARITIES, LayerPicture, charts_of, maxima_chart
 from workbench.ui.kv_study_box import KVStudyBox
@@ -163,12 +162,14 @@ class KVScalesPanel(Panel):
         view.depth.observe(self._take_layer, "selected")
         view.curve.observe(self._take_percentile, "selected")
         view.heads.observe(self._take_head, "selected")
+        view.maps.after.observe(self._show_values, "value")
         for callback, trait in (
             (self._recipe_changed, "recipe"),
             (self._selection_changed, "selected"),
             (self._data_changed, "calibration"),
             (self._data_changed, "kv_study"),
             (self._data_changed, "search"),
+            (lambda _: self._refresh(), "locked"),  # what is said of a remedy
         ):
             self.watch(self.state, callback, trait)
 
@@ -195,10 +196,8 @@ class KVScalesPanel(Panel):
 
     @from_user
     def _take_layer(self, change: Any) -> None:
-        if change["new"] == NONE_SELECTED:
-            return
         mark, index = change["new"]
-        if mark < len(GRANULARITIES):
+        if 0 <= mark < len(GRANULARITIES):
             self.layer = int(self.frame["layer"].iloc[index])
 
     @from_user
@@ -214,6 +213,11 @@ class KVScalesPanel(Panel):
         mark, index = change["new"]
         if mark >= 0:
             self.head = ALL_HEADS if index == self.head else index
+
+    @from_user
+    def _show_values(self, _change: Any) -> None:
+        with self.drawing:
+            self.view.maps.show_values()
 
     # ---- the state becomes what the user sees
 
@@ -269,7 +273,8 @@ class KVScalesPanel(Panel):
     def _recipe_changed(self, change: Any) -> None:
         before, now = change["old"], change["new"]
         self._show_choice()
-        if not isinstance(before, Recipe) or (before.kv_cache, before.weights) != (now.kv_cache, now.weights):
+        parts = ("kv_cache", "weights", "keep")
+        if not isinstance(before, Recipe) or any(getattr(before, each) != getattr(now, each) for each in parts):
             self._refresh()
 
     @shows_errors
@@ -388,9 +393,8 @@ class KVScalesPanel(Panel):
             return
         frame, smoothing = self.frame, self.state.smoothing
         view.draw(charts_of(picture, frame, self._head))
-        divided = book.divides(picture.layer, smoothing)
-        smoothed = smoothing is not None and smoothing.alpha_of(picture.layer, "o") is not None
-        view.layer_note.value = kv_notes.about_layer(picture, divided=divided, smoothed=smoothed)
+        view.layer_note.value = kv_notes.about_layer(picture, book, smoothing)
         view.layers_note.value = kv_notes.about_layers(frame)
-        view.warning.value = kv_notes.about_outliers(out_of_line(book, self._how, smoothing), frame, self._how)
+        spoiled = out_of_line(book, self._how, smoothing)
+        view.warning.value = kv_notes.about_outliers(spoiled, frame, self._how, self.state)
         view.maps.show_smoothed([book.smoothed_values(int(layer), smoothing) for layer in frame["layer"]])

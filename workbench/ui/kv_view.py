@@ -31,7 +31,7 @@ class KVView:
         layer, head: what the charts show; ``ALL_HEADS`` for all together.
         depth, curve, heads, magnitudes: the charts.
         heading, choice_note, memory, layer_note, layers_note, errors_note, missing: sentences.
-        warning: layers whose error is far out of line.
+        warning: layers that an INT8 cache spoils, why, and what mends them.
         study: the job that collects what errors need.
     """
 

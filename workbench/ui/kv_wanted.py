@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from workbench.bench.kv_book import KVBook
-from workbench.bench.kv_outliers import compute_mended
+from workbench.bench.kv_outliers import compute_remedies
 from workbench.evaluation.kv_table import has_kv_histograms, kv_layers
 from workbench.progress import ProgressEvent, Reporter
 from workbench.quantization.kv_error import DEFAULT_PERCENTILES
@@ -69,4 +69,4 @@ class Wanted:
             for name in names:
                 report(ProgressEvent("layers", done, len(layers), "layers"))
                 book.error(layer, Int8KVCache(name, self.how.percentile), self.smoothing)
-        compute_mended(book, self.how, self.smoothing)
+        compute_remedies(book, self.how, self.smoothing, report)
