@@ -7,7 +7,15 @@ import pytest
 
 from workbench.evaluation.layer_diff import METRICS
 from workbench.evaluation.palette import BROKEN, EXACT, MISSING, RATIO_MAP
-from workbench.ui.cell_colors import METRIC_VIEWS, MetricView, badness, color_cells, scale_gradient, value_text
+from workbench.ui.cell_colors import (
+    METRIC_VIEWS,
+    MetricView,
+    badness,
+    color_cells,
+    number_text,
+    scale_gradient,
+    value_text,
+)
 
 BEST, WORST = "#440154", "#fde725"  # the ends of viridis
 
@@ -84,6 +92,14 @@ def test_what_nobody_measured_has_no_colour():
 )
 def test_plain_numbers(value, text):
     assert value_text(value, MetricView("magnitude", "")) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2499.6, "2,500"), (999.4, "999"), (7.316, "7.32"), (0.00274, "0.00274"), (2.5e8, "2.5e+08"), (0, "0")],
+)
+def test_numbers_as_a_person_reads_them(value, text):
+    assert number_text(value) == text
 
 
 def test_numbers_with_a_format():

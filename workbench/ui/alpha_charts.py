@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.evaluation.palette import AFTER, BEFORE, BEST, CHOSEN
 from workbench.quantization.alpha_search import AlphaCurve
 from workbench.quantization.smoothing_trial import GroupError
+from workbench.ui.cell_colors import number_text
 from workbench.ui.chart import Axis, Chart, Line, Mark, Points, Rule, thin_out
 
 # The place of the curve among the marks of its chart.
@@ -105,8 +106,8 @@ def error_text(error: float | None, best: tuple[float, float] | None, plain: flo
 def _maxima(title: str, what: str, sides: tuple[tuple[Tensor, float], tuple[Tensor, float]]) -> Chart:
     (before, spread), (after, smoothed) = sides
     marks = (
-        Line(*_sorted(before), f"before: largest / median {spread:.3g}", BEFORE, dash=True),
-        Line(*_sorted(after), f"smoothed: {smoothed:.3g}", AFTER),
+        Line(*_sorted(before), f"before: largest / median {number_text(spread)}", BEFORE, dash=True),
+        Line(*_sorted(after), f"smoothed: {number_text(smoothed)}", AFTER),
     )
     return Chart(title, Axis(f"{what}, by rank"), Axis("absolute maximum", "log"), marks, width=300, height=250)
 

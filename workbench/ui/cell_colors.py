@@ -115,4 +115,9 @@ def value_text(value: float, view: MetricView) -> str:
         return "infinite (exact)"
     if view.text:
         return format(value, view.text)
+    return number_text(value)
+
+
+def number_text(value: float) -> str:
+    """Three significant digits, or a whole number from 1000 on; a power of ten where it is very large or small."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
