@@ -11,6 +11,7 @@ import pytest
 
 from workbench.cli.main import main
 from workbench.evaluation import summarization
+from workbench.quantization import calibration_data
 
 Result = Callable[..., dict[str, Any]]
 Refused = Callable[..., str]
@@ -102,11 +103,16 @@ def test_flags_that_do_not_fit(refused: Refused, words: list[str], message: str)
     assert message in refused("summarize", *words)
 
 
-def test_who_is_asked_for_a_dataset_is_told(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["summarize", "--test_hf", "--hf_model_dir", str(tiny_model_dir)]) == 2  # tests run offline
-    told = capsys.readouterr()
-    assert told.out == "asking the hub for cnn_dailymail\n"
-    assert "dataset 'cnn_dailymail' cannot be reached" in told.err
+def test_who_is_asked_for_a_dataset_is_told(
+    tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration_data, "_hub_answers", lambda _: False)
+    for offline, said in ((False, "asking the hub for cnn_dailymail\n"), (True, "")):
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", offline)
+        assert main(["summarize", "--test_hf", "--hf_model_dir", str(tiny_model_dir)]) == 2
+        told = capsys.readouterr()
+        assert told.out == said
+        assert "dataset 'cnn_dailymail' cannot be reached" in told.err
 
 
 def test_limits_of_the_engine_are_kept(

@@ -68,6 +68,7 @@ def test_a_rule_at_no_place_has_no_name():
     assert not axes.texts
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
 @pytest.mark.parametrize(("width", "height"), [(80, 260), (400, 80), (60, 60)])
 def test_odd_charts_are_drawn(width: int, height: int) -> None:
     marks = [Line([0, 1], [1, 2], " ", marker="o"), Points([0.5], [1.5], names=["p"]), Rule("x", 0.5, " ")]
