@@ -206,6 +206,13 @@ def test_the_name_of_a_line_across_keeps_off_the_curve(page, height):
     assert page.evaluate(DISTANCE) > 1
 
 
+def test_where_no_place_is_free_the_name_of_a_line_across_is_still_written(page):
+    places = np.linspace(0, 1, 41)
+    zigzag = Line(places, np.where(np.arange(41) % 2, 0.0, 1.0))
+    show(page, ChartView(Chart("t", Axis("x"), Axis("y"), [zigzag, Rule("y", 0.5, "in the middle")], width=300)))
+    assert page.locator(".wb-chart-name").all_text_contents() == ["in the middle"]
+
+
 def heat_map(**traits):
     rows, columns = ["qkv input", "down input"], [str(layer) for layer in range(80)]
     count = len(rows) * len(columns)

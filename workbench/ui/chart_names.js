@@ -48,27 +48,32 @@ function pieceCrosses(x0, y0, x1, y1, box) {
   return first <= last;
 }
 
-// Whether a drawn line goes through a box; one with steps goes across first, then up or down.
-function crosses({ x, y, step }, box) {
+// How many pieces of a drawn line go through a box; one with steps goes across first, then up or down.
+function crossings({ x, y, step }, box) {
+  let count = 0;
   for (let i = 1; i < x.length; i++) {
     if (!Number.isFinite(x[i] + x[i - 1]) || !Number.isFinite(y[i] + y[i - 1])) continue;
-    const corner = step ? y[i - 1] : y[i];
-    if (step && pieceCrosses(x[i - 1], corner, x[i], corner, box)) return true;
-    if (step ? pieceCrosses(x[i], corner, x[i], y[i], box) : pieceCrosses(x[i - 1], y[i - 1], x[i], y[i], box)) return true;
+    if (step) {
+      count += pieceCrosses(x[i - 1], y[i - 1], x[i], y[i - 1], box);
+      count += pieceCrosses(x[i], y[i - 1], x[i], y[i], box);
+    } else count += pieceCrosses(x[i - 1], y[i - 1], x[i], y[i], box);
   }
-  return false;
+  return count;
 }
 
-// The name of a line across the plot, above or below it, as far right as no curve runs through it.
+// The name of a line across the plot, above or below it: where the fewest pieces of curves run through it, far right.
 function nameAcross(plot, text, at) {
   const width = textWidth(text);
-  for (let left = plot.right - width - 10; left >= plot.left + 6; left -= 12) {
+  let [best, fewest] = [null, Infinity];
+  for (let left = plot.right - width - 10; left >= plot.left + 6 && fewest > 0; left -= 6) {
     for (const baseline of [at - 4, at + 14]) {
       const box = boxOf(left, baseline, width);
-      if (isFree(plot, box) && !plot.curves.some((curve) => crosses(curve, box))) return writeName(plot, text, left, baseline, width);
+      if (!isFree(plot, box)) continue;
+      const count = plot.curves.reduce((sum, curve) => sum + crossings(curve, box), 0);
+      if (count < fewest) [best, fewest] = [[left, baseline], count];
     }
   }
-  return false;
+  return best !== null && writeName(plot, text, ...best, width);
 }
 
 function nameRule(mark, at, plot) {
