@@ -15,7 +15,7 @@ from random_model import SMALL
 from torch import Tensor
 
 from workbench.bench.kv_book import KVBook
-from workbench.bench.kv_outliers import MOST_EXPLAINED, TRIED_ALPHAS, OutOfLine, compute_remedies, out_of_line
+from workbench.bench.kv_outliers import MOST_EXPLAINED, TRIED_ALPHAS, OutOfLine, Trial, compute_remedies, out_of_line
 from workbench.bench.state import with_alphas
 from workbench.errors import Cancelled
 from workbench.progress import ProgressEvent
@@ -259,3 +259,13 @@ def test_explaining_can_be_stopped_within_a_layer(many: KVBook) -> None:
     assert found[0].by_smoothing  # what was computed is kept
     assert found[0].remedy is None
     assert found[1].plain is None
+
+
+def test_the_remedy_is_the_best_of_those_that_mend() -> None:
+    """The alpha of the layer's least error may leave one head lost."""
+    plain = Trial(None, 0.05, 0.2)
+    least, mends, worse = Trial(0.0, 0.08, 0.6), Trial(0.25, 0.09, 0.3), Trial(0.5, 0.1, 0.3)
+    found = OutOfLine(0, 0.3, 1, 1.0, 0.02, divided=True, plain=plain, tried=(least, worse, mends))
+    assert found.remedy == mends
+    assert replace(found, tried=(least,)).remedy == plain
+    assert replace(found, tried=(Trial(0.0, math.nan, 0.1), mends)).remedy == mends

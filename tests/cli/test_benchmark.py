@@ -118,6 +118,11 @@ def test_flags_of_the_gpu_without_one_are_refused_before_anything_is_timed(
             1000,
             "internlm-7b --n_layer 2 --n_positions 300 --prefill_len 300 --threads 2",
         ),
+        (
+            ("--n_layer", "1", "--n_positions", "21"),
+            1000,
+            "internlm-7b --n_layer 1 --n_positions 21 --prefill_len 21 --prompt_len 10 --decode_tokens 11 --threads 2",
+        ),
         ((), 0.1, None),
     ],
 )

@@ -5,23 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from workbench.cli.command import (
-    Command,
-    Outcome,
-    UsageError,
-    require_apart,
-    require_writable,
-    underscored,
-    write_json,
-)
-from workbench.cli.main import load_command, main
-
-Refused = Callable[..., str]
+from workbench.cli.command import Command, Outcome, UsageError, require_writable, underscored, write_json
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -151,61 +139,9 @@ def test_an_outcome_can_go_to_a_device() -> None:
     assert not Path("/dev/null").is_file()
 
 
-READING = {
-    "plan": ("--model_dir", "{model}"),
-    "calibrate": ("--model_dir", "{model}", "-o", "ranges"),
-    "convert": ("--model_dir", "{model}", "-o", "checkpoint"),
-    "build": ("--checkpoint_dir", "{model}", "--output_dir", "engine"),
-    "run": ("--checkpoint_dir", "{model}", "--tokenizer_dir", "{model}", "--input_text", "a"),
-    "summarize": ("--engine_dir", "{model}", "--hf_model_dir", "{model}"),
-    "compare": ("--model_dir", "{model}", "--checkpoint_dir", "{model}"),
-    "benchmark": ("--model_dir", "{model}"),
-}
-
-
-@pytest.mark.parametrize("command", READING)
-def test_an_outcome_never_takes_the_place_of_what_was_read(refused: Refused, tmp_path: Path, command: str) -> None:
-    model = tmp_path / "a model"
-    model.mkdir()
-    config, recipe = model / "config.json", tmp_path / "r.yaml"
-    config.write_text("{}")
-    recipe.write_text("dtype: float16")
-    words = [word.format(model=model) for word in READING[command]]
-    for output in ("json", *load_command(command).files):
-        told = refused(command, *words, f"--{output}", config)
-        assert f"--{output} {config} is a file of --" in told
-        assert told.endswith("give a file of its own\n")
-    if command in ("plan", "convert", "build"):
-        told = refused(command, *words, "--recipe", recipe, "--json", tmp_path / "." / "r.yaml")
-        assert f"--json and --recipe are both {recipe}" in told or f"--recipe and --json are both {recipe}" in told
-    assert (config.read_text(), recipe.read_text()) == ("{}", "dtype: float16")
-
-
-def test_a_record_of_an_earlier_run_may_lie_in_an_input_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe, record = tmp_path / "r.yaml", tmp_path / "plan.json"
-    recipe.write_text("dtype: float16")
-    words = ["plan", "--preset", "internlm2-1.8b", "--recipe", str(recipe), "--json", str(record)]
-    for _ in range(2):
-        assert main(words) == 0
-    args = load_command("plan").parse(words[1:])
-    args.model_dir = tmp_path
-    require_apart(args, ("json",))
-    record.write_text('{"command": "plan"}')
-    with pytest.raises(UsageError, match=r"plan.json is a file of --model_dir"):
-        require_apart(args, ("json",))
-    assert "internlm" not in capsys.readouterr().err
-
-
-def test_texts_and_outputs_are_no_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "once").mkdir()
-    (tmp_path / "once" / "a.json").write_text("[]")
-    monkeypatch.chdir(tmp_path)
-    args = argparse.Namespace(
-        json=Path("once/a.json"), input_text=["once"], output_dir=Path("once"), windows=3, text=None
-    )
-    require_apart(args, ("json",))
-    args.text = Path("once")
-    with pytest.raises(UsageError, match="is a file of --text once"):
-        require_apart(args, ("json",))
+def test_an_output_that_leads_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=r"--json .*loop is a link that leads in a circle; give the path of a file"):
+        require_writable("--json", tmp_path / "loop")
+    (tmp_path / "link").symlink_to("not-there-yet.json")
+    require_writable("--json", tmp_path / "link")

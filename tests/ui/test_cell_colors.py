@@ -96,7 +96,16 @@ def test_plain_numbers(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(2499.6, "2,500"), (999.4, "999"), (7.316, "7.32"), (0.00274, "0.00274"), (2.5e8, "2.5e+08"), (0, "0")],
+    [
+        (2499.6, "2,500"),
+        (999.4, "999"),
+        (999.6, "1,000"),
+        (-999.7, "-1,000"),
+        (7.316, "7.32"),
+        (0.00274, "0.00274"),
+        (2.5e8, "2.5e+08"),
+        (0, "0"),
+    ],
 )
 def test_numbers_as_a_person_reads_them(value, text):
     assert number_text(value) == text

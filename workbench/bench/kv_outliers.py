@@ -87,8 +87,8 @@ class OutOfLine:
         """The alpha tried that mends it best; not to smooth o where none does. None where neither does, or is known."""
         if not self.tried:
             return None
-        best = min(self.tried, key=lambda trial: math.inf if math.isnan(trial.error) else trial.error)
-        return best if self.mended_by(best) else self.plain
+        mending = [trial for trial in self.tried if self.mended_by(trial)]
+        return min(mending, key=lambda trial: trial.error) if mending else self.plain
 
     @property
     def group(self) -> str:

@@ -156,6 +156,8 @@ def _on_the_cpu(args: argparse.Namespace, config: ModelConfig) -> str:
     positions = config.max_position_embeddings if room.preset is None else PRESETS[room.preset].max_position_embeddings
     if positions < BenchmarkOptions.prefill_len:
         words.append(f"--prefill_len {positions}")
+    if positions < BenchmarkOptions.prompt_len + BenchmarkOptions.decode_tokens:
+        words.append(f"--prompt_len {positions // 2} --decode_tokens {positions - positions // 2}")
     return f"what fits the CPU here: workbench benchmark {' '.join(words)} --threads {BenchmarkOptions.threads}"
 
 

@@ -19,7 +19,6 @@ from workbench.errors import WorkbenchError, nearest
 
 DONE, GATE_FAILED, BAD_INPUT, CANCELLED, TERMINATED = 0, 1, 2, 130, 143
 _FLAG = re.compile(r"--[A-Za-z][A-Za-z0-9_-]*")
-_NOT_READ = ("output_dir", "input_text")  # flags whose values are no inputs, even where a file is called the same
 
 
 class UsageError(WorkbenchError):
@@ -155,71 +154,18 @@ def require_writable(flag: str, path: Path | None) -> None:
     """Refuse the path of an output file at once, not after minutes of work.
 
     Raises:
-        UsageError: it is a folder, lies in none, or may not be written.
+        UsageError: it is a folder, lies in none, leads nowhere, or may not be written.
     """
     if path is None:
         return
     if path.is_dir():
         raise UsageError(f"{flag} {path} is a folder", fix="give the path of a file")
+    if os.path.islink(os.path.realpath(path)):
+        raise UsageError(f"{flag} {path} is a link that leads in a circle", fix="give the path of a file")
     if not path.parent.is_dir():
         raise UsageError(f"{flag} {path}: the folder {path.parent} does not exist", fix="make it, or give another path")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{flag} {path} may not be written", fix="give a path of yours")
-
-
-def require_apart(args: argparse.Namespace, outputs: Sequence[str]) -> None:
-    """Refuse to write over what a command reads, or two outputs into one file.
-
-    Whatever names a file or a folder that is there counts as read, but for the command's own output folder, which has
-    checks of its own.
-
-    Args:
-        args: a command's flags.
-        outputs: names of those that are files to write.
-
-    Raises:
-        UsageError: an output is another one, or an input, or a file that is there in an input folder; a JSON file of an
-            earlier run may lie in one.
-    """
-    written: dict[Path, str] = {}
-    for name in outputs:
-        path: Path | None = getattr(args, name)
-        if path is not None:
-            place = path.resolve()
-            if place in written and (place.is_file() or not place.exists()):
-                raise _not_apart(written[place], f"--{name}", path)
-            written[place] = f"--{name}"
-    for name, value in vars(args).items():
-        if name not in (*outputs, *_NOT_READ):
-            for path in _paths_of(value):
-                _require_unread(f"--{name}", path, written)
-
-
-def _require_unread(flag: str, read: Path, written: Mapping[Path, str]) -> None:
-    source = read.resolve()
-    for place, output in written.items():
-        if place == source and place.is_file():
-            raise _not_apart(flag, output, read)
-        if source.is_dir() and source in place.parents and place.is_file() and not _is_record(place):
-            raise UsageError(f"{output} {place} is a file of {flag} {read}", fix="give a file of its own")
-
-
-def _not_apart(first: str, second: str, path: Path) -> UsageError:
-    return UsageError(f"{first} and {second} are both {path}", fix="give each a file of its own")
-
-
-def _paths_of(value: Any) -> list[Path]:
-    """Files and folders that are there, which a flag's value names."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [Path(each) for each in values if isinstance(each, (str, Path)) and each != "" and os.path.exists(each)]
-
-
-def _is_record(path: Path) -> bool:
-    """Whether a command wrote this JSON file."""
-    try:
-        return {"command", "version", "exit_code"} <= set(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench import __version__
+from workbench.cli.apart import require_apart
 from workbench.cli.command import (
     BAD_INPUT,
     CANCELLED,
@@ -22,7 +23,6 @@ from workbench.cli.command import (
     Unfinished,
     UsageError,
     gpu_memory_told,
-    require_apart,
     require_writable,
     write_json,
 )

@@ -120,4 +120,4 @@ def value_text(value: float, view: MetricView) -> str:
 
 def number_text(value: float) -> str:
     """Three significant digits, or a whole number from 1000 on; a power of ten where it is very large or small."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e7 else f"{value:.3g}"

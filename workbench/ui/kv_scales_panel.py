@@ -72,6 +72,7 @@ class KVScalesPanel(Panel):
         self._book: KVBook | None = None
         self._picture: LayerPicture | None = None
         self._pictured: Wanted | None = None  # what the picture is of
+        self._whole: Wanted | None = None  # of which all is known
         self._opened = False  # whether a layer is shown that someone may have chosen
         self._how = self.state.recipe.kv_cache or Int8KVCache()
         self.view = KVView(KVStudyBox(self.state), self._choose_cell)
@@ -331,13 +332,10 @@ class KVScalesPanel(Panel):
         with self.drawing, self.showing():
             self.view.show_place(self.layer, self._head)
         with self.drawing:
-            drawn = self._picture is not None and self._picture.layer == self.layer
-            if drawn:
+            if self._picture is not None and self._picture.layer == self.layer:
                 self._draw()
-        if not drawn:
+        if not self._pictured == self._whole == self._now:  # what was begun may have ended when a person went elsewhere
             self._refresh()
-
-    # ---- what takes a while
 
     @property
     def _now(self) -> Wanted | None:
@@ -375,6 +373,7 @@ class KVScalesPanel(Panel):
 
         with contextlib.suppress(Cancelled):
             wanted.compute_rest(report)
+            self._whole = wanted
             self._show_known(wanted)
             if wanted == self._now:
                 self.say("")
