@@ -116,6 +116,15 @@ def test_results_and_empty_files_of_an_input_folder_are_replaced(model: Path) ->
         require_apart(_given(dataset=f"{model}:default", png=model / "plot.png"), ("png",))
 
 
+def test_a_model_that_only_the_recipe_names_is_read_too(refused: Refused, tmp_path: Path, model: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"model: {model}")
+    told = refused("plan", "--recipe", recipe, "--json", model / "config.json")
+    assert f"--json {model / 'config.json'} is a file of the recipe's model {model}; give a file of its own" in told
+    recipe.write_text("modle: x")  # the recipe's own mistake is the command's to tell
+    assert "modle" in refused("plan", "--recipe", recipe, "--json", tmp_path / "out.json")
+
+
 def test_words_are_no_paths(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop word may be called as the folder is, and a preset as a folder of results."""
     monkeypatch.chdir(model)

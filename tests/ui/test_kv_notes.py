@@ -83,7 +83,7 @@ def test_a_layer_that_is_out_of_line_is_named_with_its_cause_and_what_mends_it()
     assert (
         "INT8 spoils layer 1:</b> attention's output errs by 16 %, that of KV head 8 by 100 %; the median of the other "
         "layers is 4 %. Smoothing of o is the cause: without it the layer errs by 5.6 %, its worst head by 11.8 %. "
-        "Of alphas 0, 0.25, 1 for layers.1.o, <b>0.25</b> costs the cache least: attention's output then errs by "
+        "Of alphas 0, 0.25, 1 for layers.1.o, <b>0.25</b> mends it best: attention's output then errs by "
         "6.1 %, its worst head by 14.4 %; o's own output, quantized, by 1.74 % instead of 1.81 %. "
         "<code>bench.set_alpha(0.25, &quot;layers.1.o&quot;)</code>, or its slider in the alpha panel." in text
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workbench.cli.command import UsageError
+from workbench.errors import WorkbenchError
+from workbench.recipe import Recipe
 
 # Folders that appear whole, by the names of their flags; commands check them against what they read by themselves.
 _FOLDERS = {"output_dir": "--output_dir", "out": "the output folder"}
@@ -30,6 +33,20 @@ def require_apart(args: argparse.Namespace, outputs: Sequence[str]) -> None:
         UsageError: a file to write is another one, is an input, lies in the command's output folder, or would replace
             a file of a folder that is read; the JSON of an earlier run may lie in one.
     """
+    written = _written(args, outputs)
+    for flag, path in written.items():
+        for name, words in _FOLDERS.items():
+            folder: Path | None = getattr(args, name, None)
+            if folder is not None and _place(folder) in (_place(path), *_place(path).parents):
+                raise UsageError(f"{flag} {path} lies in {words} {folder}", fix="give a file outside of it")
+    if written:
+        for source, read in _inputs(args, outputs):
+            for flag, path in written.items():
+                _require_unread(flag, path, source, read)
+
+
+def _written(args: argparse.Namespace, outputs: Sequence[str]) -> dict[str, Path]:
+    """Flags and the files that they name, each another one."""
     written: dict[str, Path] = {}
     for name in outputs:
         path: Path | None = getattr(args, name)
@@ -38,26 +55,24 @@ def require_apart(args: argparse.Namespace, outputs: Sequence[str]) -> None:
                 if _place(path) == _place(known) and not _is_device(path):
                     raise _the_same(other, f"--{name}", path)
             written[f"--{name}"] = path
-    for flag, path in written.items():
-        for name, words in _FOLDERS.items():
-            folder: Path | None = getattr(args, name, None)
-            if folder is not None and _place(folder) in (_place(path), *_place(path).parents):
-                raise UsageError(f"{flag} {path} lies in {words} {folder}", fix="give a file outside of it")
-    for source, read in _inputs(args, outputs):
-        for flag, path in written.items():
-            _require_unread(flag, path, source, read)
+    return written
 
 
-def _inputs(args: argparse.Namespace, outputs: Sequence[str]) -> Iterator[tuple[str, Path]]:
+def _inputs(args: argparse.Namespace, outputs: Sequence[str]) -> list[tuple[str, Path]]:
     """Flags and the files or folders that they name; those that are there."""
-    for name, value in vars(args).items():
-        if name in (*outputs, *_FOLDERS):
-            continue
-        given: Any = value
-        if name == "dataset" and isinstance(value, str) and not os.path.exists(value):
-            given = value.partition(":")[0]
-        if given and isinstance(given, Path if name not in _WORDS else (Path, str)) and os.path.exists(given):
-            yield _WORDS.get(name, f"--{name}"), Path(given)
+    named = {f"--{name}": value for name, value in vars(args).items() if name not in (*outputs, *_FOLDERS)}
+    given = {flag: value for flag, value in named.items() if isinstance(value, Path)}
+    for name, flag in _WORDS.items():
+        words = named.get(f"--{name}")
+        if words:
+            known = name != "dataset" or os.path.exists(words)
+            given[flag] = Path(words if known else words.partition(":")[0])
+    recipe = given.get("--recipe")
+    if recipe is not None and recipe.is_file() and "--model_dir" not in given:
+        with suppress(WorkbenchError, OSError):  # the command says what is wrong with it
+            model = Recipe.load(recipe).model
+            given |= {"the recipe's model": Path(model)} if model else {}
+    return [(flag, path) for flag, path in given.items() if os.path.exists(path)]
 
 
 def _require_unread(flag: str, path: Path, source: str, read: Path) -> None:

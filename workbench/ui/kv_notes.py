@@ -164,7 +164,7 @@ def _remedy(one: OutOfLine, state: BenchState) -> str:
     if one.group in state.locked:
         how = f"It is locked: <code>bench.unlock(&quot;{one.group}&quot;)</code> first. Then {how}"
     return (
-        f"Of alphas {tried} for {one.group}, <b>{remedy.alpha:g}</b> costs the cache least: attention's output then "
+        f"Of alphas {tried} for {one.group}, <b>{remedy.alpha:g}</b> mends it best: attention's output then "
         f"errs by {then}. {how}"
     )
 
